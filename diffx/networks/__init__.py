@@ -1,0 +1,9 @@
+"""Networks: plain ``nn.Module``s with one contract, ``forward(x (B, C, *), noise (B,), cond) -> (B, C_out, *)`` or ``(output, extra)``."""
+
+from .attention import AttentionController, Site, attention_control
+from .border import Conditions
+from .mlp import MLP
+from .song_unet import SongUNet
+from .unet import UNet, levels_at
+
+__all__ = ["MLP", "AttentionController", "Conditions", "Site", "SongUNet", "UNet", "attention_control", "levels_at"]

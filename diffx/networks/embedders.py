@@ -1,0 +1,138 @@
+"""Embeddings of noise level, label and vectors: what modulates every block of a network.
+
+Null conditions: a hidden or absent label adds nothing, and a hidden or absent vector is the zero vector. A learned null row would only
+repeat the bias of the noise embedding that it is added to. A condition that is hidden for every sample thus equals one that is not given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..conditions import Cond
+
+__all__ = ["FourierEmbedding", "LabelEmbedding", "NoiseEmbedding", "VectorEmbedding", "sinusoid"]
+
+
+def sinusoid(noise: Tensor, width: int, *, endpoint: bool = False, max_period: float = 10_000.0) -> Tensor:
+    """Embed ``(B,)`` as ``(B, width)``: cosines first, frequencies falling geometrically from 1 to 1 / max_period.
+
+    Computed in at least float32, because half precision cannot tell integer levels above 256 apart (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        noise: (B,) noise coordinate.
+        width: even number of outputs.
+        endpoint: include the lowest frequency 1 / max_period itself (EDM's DDPM++) or stop one before it (ADM).
+        max_period: wave length of the slowest wave, over 2 pi.
+    """
+    half = width // 2
+    noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
+    steps = torch.arange(half, device=noise.device, dtype=noise.dtype) / (half - 1 if endpoint else half)
+    angle = noise[:, None] * torch.exp(-math.log(max_period) * steps)
+    return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+class FourierEmbedding(nn.Module):
+    """Embed ``(B,)`` as ``(B, width)`` by cosines, then sines, of fixed normal frequencies (Tancik et al. 2020, arXiv:2006.10739).
+
+    The frequencies stay in float32 whatever the network is cast to.
+
+    Args:
+        width: even number of outputs.
+        scale: standard deviation of the frequencies, in cycles per unit of the noise coordinate.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(width // 2) * scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FourierEmbedding:
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype != exact.dtype:  # .bfloat16() would turn the waves by large angles
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
+
+    def forward(self, noise: Tensor) -> Tensor:
+        noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        angle = 2 * math.pi * noise[:, None] * self.frequencies.to(noise.dtype)
+        return torch.cat([angle.cos(), angle.sin()], 1)
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoid, linear, SiLU, linear: ``(B,)`` to ``(B, emb)``.
+
+    Args:
+        width: waves of the sinusoid.
+        emb: outputs.
+    """
+
+    def __init__(self, width: int, emb: int) -> None:
+        super().__init__()
+        self.width = width
+        self.first = nn.Linear(width, emb)
+        self.second = nn.Linear(emb, emb)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        waves = sinusoid(noise, self.width).to(self.first.weight.dtype)
+        return self.second(F.silu(self.first(waves)))
+
+
+class LabelEmbedding(nn.Module):
+    """One learned row per class; the null label (index ``classes``, hidden or absent) adds zero.
+
+    Args:
+        classes: number of classes K; labels are 0 .. K - 1, and K is the null label.
+        emb: outputs.
+    """
+
+    def __init__(self, classes: int, emb: int) -> None:
+        super().__init__()
+        self.classes, self.rows = classes, nn.Embedding(classes, emb)
+
+    def forward(self, cond: Cond, batch: int) -> Tensor:
+        """Return ``(B, emb)``."""
+        if cond.label is None:
+            return self.rows.weight.new_zeros(batch, self.rows.embedding_dim)
+        visible = cond.label != self.classes
+        rows = self.rows(torch.where(visible, cond.label, 0))
+        if "label" in cond.keep:
+            visible = visible & cond.keep["label"]
+        return torch.where(visible[:, None], rows, 0.0)
+
+
+class VectorEmbedding(nn.Module):
+    """Linear, SiLU, linear for the vector ``name``; hidden or absent, it is the zero vector. Give numbers of order one.
+
+    Args:
+        name: which vector of a `Cond`.
+        width: its length D.
+        emb: outputs.
+    """
+
+    def __init__(self, name: str, width: int, emb: int) -> None:
+        super().__init__()
+        self.name, self.width = name, width
+        self.first = nn.Linear(width, emb)
+        self.second = nn.Linear(emb, emb)
+
+    def forward(self, cond: Cond, batch: int) -> Tensor:
+        """Return ``(B, emb)``."""
+        vector = visible_vector(cond, self.name)
+        if vector is None:
+            vector = self.first.weight.new_zeros(batch, self.width)
+        return self.second(F.silu(self.first(vector.to(self.first.weight.dtype))))
+
+
+def visible_vector(cond: Cond, name: str) -> Tensor | None:
+    """The vector ``(B, D)`` with zeros where it is hidden; None when the bundle lacks it."""
+    vector = cond.vectors.get(name)
+    if vector is None or name not in cond.keep:
+        return vector
+    return torch.where(cond.keep[name][:, None], vector, 0.0)

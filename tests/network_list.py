@@ -1,0 +1,75 @@
+"""The one list of networks that the tests of all rooms run over: a name, a small network, the shape of its data, conditions for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from diffx.conditions import Cond
+from diffx.networks import MLP, SongUNet, UNet
+
+
+def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
+    """A random bundle of all conditions that ``net`` takes, for ``n`` samples; sources have 5 tokens, the last two masked for row 0."""
+    takes = net.conditions
+    tokens = {name: torch.randn(n, 5, width) for name, width in takes.tokens.items()}
+    mask = torch.ones(n, 5, dtype=torch.bool)
+    mask[0, 3:] = False
+    return Cond(
+        label=torch.arange(n) % takes.classes if takes.classes else None,
+        vectors={name: torch.randn(n, width) for name, width in takes.vectors.items()},
+        tokens=tokens,
+        masks=dict.fromkeys(tokens, mask),
+        maps={name: torch.rand(n, channels, *size) * 2 - 1 for name, channels in takes.maps.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """``make()`` builds a small network for data of ``shape``; ``fresh_zero``: it returns exactly zero before training."""
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...] = (3, 8, 8)
+    fresh_zero: bool = True
+
+    def data(self, n: int = 3) -> tuple[Tensor, Tensor]:
+        """Random data and noise coordinates."""
+        return torch.randn(n, *self.shape), torch.linspace(-1, 1, n)
+
+    def cond(self, net: nn.Module, n: int = 3) -> Cond:
+        """All conditions of the network."""
+        return everything(net, n, self.shape[1:])
+
+    def awake(self) -> nn.Module:
+        """A network in eval mode whose zero weights are drawn instead, so that every part of it shows in the output."""
+        net = self.make().eval()
+        with torch.no_grad():
+            for parameter in net.parameters():
+                if parameter.abs().max() < 1e-3:
+                    parameter.normal_(std=0.1)
+        return net
+
+
+SMALL = {"width": 16, "mults": (1, 2), "blocks": 1}
+NETWORKS = {
+    "unet": Case(lambda: UNet(3, **SMALL)),
+    "unet_all": Case(
+        lambda: UNet(
+            3, 6, **SMALL, classes=4, vectors={"size": 2}, tokens={"t5": 12, "clip": 7}, maps={"low_res": 3, "mask": 1}, head_dim=8
+        )
+    ),
+    "unet_ddpm": Case(
+        lambda: UNet(
+            3, width=16, mults=(1, 1, 2), blocks=(1, 2, 1), attention_levels=(1,), scale_shift=False, resample="conv", skip_scale=0.7
+        )
+    ),
+    "ddpmpp": Case(lambda: SongUNet(3, **SMALL, classes=4, vectors={"augment": 9}), fresh_zero=False),
+    "ncsnpp": Case(
+        lambda: SongUNet(3, **SMALL, maps={"low_res": 3}, embedding="fourier", pyramid=True, taps=(1, 3, 3, 1)), fresh_zero=False
+    ),
+    "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
+    "mlp_curve": Case(lambda: MLP(12, width=16), shape=(3, 4)),
+}
