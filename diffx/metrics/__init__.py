@@ -1,0 +1,34 @@
+"""Metrics: distances between sets of samples and real data, on features that the caller names. Nothing here downloads weights."""
+
+from .claim import Bound, Claim
+from .features import Features, Pixels, TorchScript, extract
+from .figures import FIGURES, Evidence, Figure, Unsuited, figure_names, measure
+from .frechet import Moments, frechet
+from .judge import ClassJudge
+from .kid import kid, mmd
+from .nearest import kth_distance, median_interval, nearest
+from .precision_recall import precision_recall
+
+__all__ = [
+    "FIGURES",
+    "Bound",
+    "Claim",
+    "ClassJudge",
+    "Evidence",
+    "Features",
+    "Figure",
+    "Moments",
+    "Pixels",
+    "TorchScript",
+    "Unsuited",
+    "extract",
+    "figure_names",
+    "frechet",
+    "kid",
+    "kth_distance",
+    "measure",
+    "median_interval",
+    "mmd",
+    "nearest",
+    "precision_recall",
+]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import hashlib
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from diffx.metrics import Pixels, TorchScript, extract
+
+
+class Means(nn.Module):
+    """Channel means of what arrives and its height, or a number that nobody wants."""
+
+    def forward(self, x, features: bool = False):
+        if features:
+            return torch.cat([x.mean((2, 3)), torch.full((x.shape[0], 1), float(x.shape[2]))], 1)
+        return torch.zeros(x.shape[0], 1)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "means.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the format is old, which is why published networks have it
+        torch.jit.script(Means()).save(path)
+    return path
+
+
+def test_pixels_are_clipped_and_flat():
+    x = torch.tensor([[[[-3.0, 0.25], [1.0, 7.0]]]])
+    found = extract(Pixels(), x)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [[-1, 0.25, 1, 1]]
+
+
+def test_torchscript_gets_bytes_in_three_channels(archive):
+    net = TorchScript(archive, name="fid", size=16, options={"features": True})
+    x = torch.stack([torch.full((1, 8, 8), v) for v in (-1.0, 0.0, 1.0, 9.0)])
+    assert extract(net, x, chunk=3).tolist() == [[0, 0, 0, 16], [127.5, 127.5, 127.5, 16], [255, 255, 255, 16], [255, 255, 255, 16]]
+    assert TorchScript(archive)(x).tolist() == [[0]] * 4
+    assert net.name == "fid"
+    assert net.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def test_chunks_do_not_matter():
+    x = torch.randn(7, 3, 4, 4)
+    assert torch.equal(extract(Pixels(), x, chunk=2), extract(Pixels(), x))
+
+
+def test_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing is downloaded"):
+        TorchScript(tmp_path / "absent.pt")
+    (tmp_path / "text.pt").write_text("no archive")
+    with pytest.raises(ValueError, match="not a TorchScript archive"):
+        TorchScript(tmp_path / "text.pt")
+    with pytest.raises(ValueError, match=r"must be \(4, D\), got \(2, 32\)"):
+        extract(lambda x: x.reshape(2, -1), torch.zeros(4, 1, 4, 4))
