@@ -19,8 +19,8 @@ def recorded(thing: T) -> T:
     """Make instances of a class remember their bound constructor arguments as a recipe (see `recipe_of`).
 
     The outermost recorded constructor counts: a subclass without an own ``__init__`` is recorded under its own name; one with an own
-    ``__init__`` must be decorated too, otherwise its instances have no recipe. On a function it is a mark only: recipes of unknown origin may
-    name recorded classes and functions of diffx, and no others.
+    ``__init__`` must be decorated too, otherwise its instances have no recipe. On a function it is a mark only: recipes of unknown origin
+    may name recorded classes and functions of diffx, and no others.
     """
     if not isinstance(thing, type):
         thing._recorded_ = True
@@ -43,7 +43,8 @@ def recorded(thing: T) -> T:
 
 def is_recorded(thing: Any) -> bool:
     """Whether a class or function carries the mark of `recorded`."""
-    return getattr(thing.__init__ if isinstance(thing, type) else thing, "_recorded_", False) is True
+    maker = thing.__init__ if isinstance(thing, type) else thing  # type: ignore[misc]
+    return getattr(maker, "_recorded_", False) is True
 
 
 def _arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -62,8 +63,8 @@ def _arguments(bound: inspect.BoundArguments) -> dict[str, Any]:
 def recipe_of(value: Any) -> Any:
     """The recipe of an object as plain dictionaries, lists, strings and numbers.
 
-    A partial or a class becomes ``{"_target_": ..., "_partial_": True, ...}``; what cannot be written down becomes ``{"_opaque_": type}``, which
-    `diffx.load` answers with a request for the user's own class.
+    A partial or a class becomes ``{"_target_": ..., "_partial_": True, ...}``; what cannot be written down becomes ``{"_opaque_": type}``,
+    which `diffx.load` answers with a request for the user's own class.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -82,7 +83,7 @@ def recipe_of(value: Any) -> Any:
 
 
 def public_name(thing: Any) -> str:
-    """The shortest dotted name under which a package of the same project exports ``thing``, so that files may move without breaking recipes."""
+    """The shortest dotted name under which ``thing``'s own project exports it, so that files may move without breaking recipes."""
     module, name = thing.__module__, thing.__qualname__
     parts = module.split(".")
     for depth in range(1, len(parts)):

@@ -1,0 +1,93 @@
+"""A checked experiment to the objects that `diffx.fit` trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .build import build
+from .check import takes
+from .compose import Config
+from .sections import CALLBACKS, LOGGERS
+
+__all__ = ["Parts", "assemble", "seeded", "trainer_of"]
+
+TRAINER_DEFAULTS = {"max_epochs": -1, "check_val_every_n_epoch": None, "use_distributed_sampler": False}  # steps count, our samplers shard
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    module: Any
+    data: Any
+    callbacks: list[Any]
+
+
+def assemble(config: Config) -> Parts:
+    """Build module, data and callbacks; initial weights are a function of ``seed``, alike on every rank.
+
+    Raises:
+        RecipeError: a constructor refuses its arguments; begins with the key path.
+    """
+    from .. import rng
+
+    rng.seed_default(config.tree.get("seed", 0), "weights")
+    module = build(seeded(config, "module"), at="module")
+    data = build(seeded(config, "data"), at="data")
+    callbacks = [build({"_target_": CALLBACKS.get(name), **part}, at=f"callbacks.{name}")
+                 for name, part in _present(config.tree.get("callbacks"))]  # fmt: skip
+    compile_nets(module, config.tree.get("compile", False))
+    return Parts(module, data, callbacks)
+
+
+def seeded(config: Config, section: str) -> dict[str, Any]:
+    """The section's recipe, with the experiment's ``seed`` where the part takes one and was given none."""
+    recipe = config.tree[section]
+    if "seed" in config.tree and "seed" not in recipe and takes(recipe["_target_"], "seed"):
+        return {**recipe, "seed": config.tree["seed"]}
+    return recipe
+
+
+def trainer_of(config: Config, parts: Parts, folder: Path) -> Any:
+    """The Trainer of a run folder, with its loggers.
+
+    Raises:
+        RecipeError: a logger or the Trainer refuses its arguments.
+    """
+    from lightning.pytorch.callbacks import Checkpoint
+
+    loggers = [_logger(name, part, folder) for name, part in _present(config.tree.get("logger"))]
+    options = {
+        **TRAINER_DEFAULTS,
+        **build(config.tree.get("trainer") or {}, at="trainer"),
+        "default_root_dir": str(folder),
+        "callbacks": parts.callbacks,
+        "logger": loggers or False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in parts.callbacks),
+    }
+    return build({"_target_": "lightning.Trainer", **options}, at="trainer")
+
+
+def compile_nets(module: Any, how: bool | Mapping[str, Any]) -> None:
+    """Compile, in place, the network of every trained part; never the LightningModule, whose hooks would recompile all the time."""
+    if how is False or how is None:
+        return
+    for name in getattr(module, "trained", ("denoiser",)):
+        part = getattr(module, name, None)
+        net = getattr(part, "net", None)
+        if net is not None:
+            net.compile(**(how if isinstance(how, Mapping) else {}))
+
+
+def _present(section: Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    return [(name, part) for name, part in (section or {}).items() if part is not None]
+
+
+def _logger(name: str, part: Mapping[str, Any], folder: Path) -> Any:
+    """A logger by name writes below the run folder; TensorBoard continues one curve over restarts."""
+    places = {"tensorboard": {"name": "tb", "version": ""}, "csv": {"name": "csv"}}
+    default = {} if "_target_" in part else {"_target_": LOGGERS[name], "save_dir": str(folder), **places.get(name, {})}
+    return build({**default, **part}, at=f"logger.{name}")

@@ -1,0 +1,204 @@
+"""Draw samples from a checkpoint: ``python -m diffx.sample checkpoint=runs/digits/edm/ID n=16 label=3 guidance=2``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import cli
+from .recipes.errors import RecipeError, hint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Options", "main", "sampler_for"]
+
+USAGE = """
+python -m diffx.sample checkpoint=PATH [key=value ...]
+
+keys
+  checkpoint=PATH        a checkpoint, or a run folder (its newest good checkpoint)
+  n=16                   number of samples; with labels=[...] as many as there are labels
+  label=3                one class for all; labels=[0, 1, 2] one class each, repeated up to n; neither: no condition
+  guidance=1             1 is off, 0 ignores the condition
+  steps=18               sampling steps; the model's own by default
+  sampler=Euler          by name, or as a mapping with _target_; the model's own by default
+  seed=0                 sample i is a function of seed + i alone
+  weights=ema            ema, ema:NAME or raw
+  chunk=64               samples drawn at once
+  out=FOLDER             samples/ of the run folder by default, else samples/
+  save=png               png, or npz or safetensors beside it: the samples themselves, float32 in [-1, 1]
+  device=auto            auto, cpu, cuda, cuda:1, ...
+  trust=false            true: let the checkpoint build classes of any package; only for files whose origin you know
+
+examples
+  python -m diffx.sample checkpoint=runs/digits/edm/20260101-120000 n=100 'labels=[0,1,2,3,4,5,6,7,8,9]' guidance=2
+  python -m diffx.sample checkpoint=last.ckpt sampler=DPMpp2M steps=12 save=npz out=pictures
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the verb takes; see ``python -m diffx.sample --help``."""
+
+    checkpoint: str
+    n: int | None = None
+    label: int | None = None
+    labels: list[int] | None = None
+    guidance: float = 1.0
+    steps: int | None = None
+    sampler: str | dict | None = None
+    seed: int = 0
+    weights: str = "ema"
+    chunk: int = 64
+    out: str | None = None
+    save: Literal["png", "npz", "safetensors"] = "png"
+    device: str = "auto"
+    trust: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("n", "steps", "chunk"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} must be at least 1, got {value}")
+        if self.label is not None and self.labels is not None:
+            problems.append("give label=N for all samples or labels=[...] one by one, not both")
+        if self.labels == []:
+            problems.append("labels must hold at least one class, got []")
+        if not Path(self.checkpoint).exists():
+            problems.append(f"checkpoint={self.checkpoint}: there is no such file or folder")
+        problems += _check_sampler(self.sampler)
+        if problems:
+            raise RecipeError(*problems)
+
+    @property
+    def classes(self) -> list[int] | None:
+        """One class per sample, None without condition."""
+        given = self.labels if self.labels is not None else None if self.label is None else [self.label]
+        count = self.n or (len(self.labels) if self.labels else 16)
+        return None if given is None else [given[i % len(given)] for i in range(count)]
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return len(self.classes) if self.classes is not None else self.n or 16
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; gives back the exit code: 0, 2 for a mistake on the command line, 1 for anything else."""
+    return cli.entrance(_main, argv)
+
+
+def sampler_for(module: Any, sampler: str | dict[str, Any] | None = None, steps: int | None = None) -> Any:
+    """The sampler to draw with; None means the module's own.
+
+    Args:
+        module: a `DiffusionModule`; steps and schedule of its own sampler hold unless they are replaced.
+        sampler: name of a class in `diffx.samplers`, or a recipe.
+        steps: number of steps.
+
+    Raises:
+        ValueError: ``steps`` for a module whose sampler takes none.
+    """
+    from .recipes import recipe_of
+    from .recipes.build import build
+    from .recipes.check import takes
+
+    if sampler is None and steps is None:
+        return None
+    own = recipe_of(getattr(module, "sampler", None))
+    own = own if isinstance(own, dict) and "_target_" in own else {}
+    if isinstance(sampler, dict):
+        recipe = sampler
+    elif sampler is not None:
+        target = f"diffx.samplers.{sampler}"
+        recipe = {"_target_": target, **{key: own[key] for key in ("steps", "schedule") if key in own and takes(target, key)}}
+    elif own and takes(own["_target_"], "steps"):
+        recipe = own
+    else:
+        raise ValueError(f"steps = {steps}, but {type(module).__name__} has no sampler that takes steps; name one with sampler=")
+    return build({**recipe, **({} if steps is None else {"steps": steps})}, at="sampler")
+
+
+def _main(argv: Sequence[str]) -> None:
+    line = cli.parse(argv, USAGE)
+    options = cli.options(line, Options)
+    module, file = _load(options)
+    import torch
+
+    from .conditions import Cond
+
+    cond = Cond() if options.classes is None else Cond(label=torch.tensor(options.classes, device=module.device))
+    walk = sampler_for(module, options.sampler, options.steps)
+    given: dict[str, Any] = {"guidance": options.guidance, "seed": options.seed, "chunk": options.chunk}
+    x = module.sample(options.count, cond, **given, **({} if walk is None else {"sampler": walk}))
+    for path in _write(options, file, x.float().cpu()):
+        print(path)
+
+
+def _check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:
+    """Whether there is a sampler of that name, answered from the source."""
+    from .recipes.source import find
+
+    if not isinstance(sampler, str):
+        return [] if sampler is None or "_target_" in sampler else [f"sampler must be a name or a mapping with _target_, got {sampler}"]
+    try:
+        find(f"diffx.samplers.{sampler}")
+    except LookupError as error:
+        names = [name for name in error.args[1] if name[:1].isupper() and name != "Sampler"]
+        return [f"there is no sampler {sampler!r}{hint(sampler, names) or '; there are ' + ', '.join(names)}"]
+    return []
+
+
+def _load(options: Options) -> tuple[Any, Path]:
+    import torch
+
+    from .recipes.load import load, locate
+
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    file = locate(options.checkpoint)
+    return load(file, options.weights, device=device, trust=options.trust), file
+
+
+def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
+    """The grid where samples can be seen, and the samples themselves where they were asked for."""
+    from . import files, media
+
+    folder = (
+        Path(options.out) if options.out else file.parent.with_name("samples") if file.parent.name == "checkpoints" else Path("samples")
+    )
+    weights = options.weights.replace(":", "_")
+    stem = folder / f"{file.stem}-{weights}-n{options.count}-w{options.guidance:g}-seed{options.seed}"
+    written = []
+    if x.ndim in (4, 5) and x.shape[1] in (1, 3):
+        written.append(media.save(media.grid(x), f"{stem}{'.png' if x.ndim == 4 else '.gif'}"))
+    if options.save != "png" or not written:
+        kind = "npz" if options.save == "png" else options.save
+        written.append(stem.with_name(f"{stem.name}.{kind}"))
+        files.write(written[-1], lambda handle: handle.write(_bytes(kind, x, options.classes)))
+    return written
+
+
+def _bytes(kind: str, x: Tensor, classes: list[int] | None) -> bytes:
+    import io
+
+    import torch
+
+    arrays = {"images": x.contiguous(), **({} if classes is None else {"labels": torch.tensor(classes)})}
+    if kind == "safetensors":
+        from safetensors.torch import save
+
+        return save(arrays)
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: value.numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
