@@ -1,0 +1,169 @@
+"""Float32 copies of parameters under several averaging profiles: what `EMA` and `PowerSnapshots` keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from ..averages import Profile
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["Shadows", "whole"]
+
+State = dict[str, Any]
+
+
+class Shadows:
+    """Averages of one set of parameters, updated together.
+
+    Sharded parameters (DTensor) are averaged shard by shard, which needs no communication because the update is elementwise.
+
+    Args:
+        parameters: name -> parameter; the averages start as copies of them.
+        profiles: name -> profile.
+        every: apply the decays of this many optimizer steps at once; the decays multiply, so the averaging length stays what it is.
+        device: where the averages live; None is next to the parameters.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], profiles: Mapping[str, Profile], *, every: int = 1,
+                 device: str | torch.device | None = None) -> None:  # fmt: skip
+        self.parameters = dict(parameters)
+        self.profiles = dict(profiles)
+        self.every = every
+        self.device = device
+        if not self.parameters:
+            raise ValueError("there is nothing to average: the module's averaged parts have no parameter with requires_grad")
+        self.seen = self.updates = 0
+        self.pending = dict.fromkeys(self.profiles, 1.0)
+        with torch.inference_mode(False), torch.no_grad():
+            self.weights = {name: {key: self._copy(p) for key, p in self.parameters.items()} for name in self.profiles}
+        self._localise()
+
+    @torch.no_grad()
+    def update(self, batch: int) -> None:
+        """Take one optimizer step of ``batch`` images into the averages."""
+        for name, profile in self.profiles.items():
+            self.pending[name] *= profile.beta(self.seen, batch, self.updates)
+        self.seen += batch
+        self.updates += 1
+        if self.updates % self.every:
+            return
+        first = next(iter(self._locals.values()))
+        sources: list[Tensor] = list(self.parameters.values())
+        if not self._plain:
+            sources = [_like(_local(p), shadow) for p, shadow in zip(sources, first, strict=True)]
+        for name, shadows in self._locals.items():
+            torch._foreach_lerp_(shadows, sources, 1 - self.pending[name])
+            self.pending[name] = 1.0
+
+    def swap_in(self, name: str) -> dict[str, Tensor]:
+        """Put the averages into the parameters and return what was there, for `swap_out`."""
+        with torch.inference_mode(False), torch.no_grad():
+            # Made complete before the first parameter changes: when memory runs out here, the weights are still whole.
+            averages = {key: _like(w, self.parameters[key]) for key, w in self.weights[name].items()}
+            raw = {key: _local(p).clone() if _sharded(p) else p.data for key, p in self.parameters.items()}
+            for key, p in self.parameters.items():
+                _put(p, _local(averages[key]))
+        return raw
+
+    def swap_out(self, raw: Mapping[str, Tensor]) -> None:
+        """Undo `swap_in`."""
+        with torch.inference_mode(False), torch.no_grad():
+            for key, p in self.parameters.items():
+                _put(p, raw[key])
+
+    def state(self) -> State:
+        """Averages (whole tensors) and counters; every rank must call it when parameters are sharded."""
+        profiles = {name: {"weights": {key: whole(w) for key, w in weights.items()}, "pending": self.pending[name]}
+                    for name, weights in self.weights.items()}  # fmt: skip
+        return {"profiles": profiles, "seen": self.seen, "updates": self.updates}
+
+    def load(self, state: State) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            ValueError: profiles, names or shapes differ from this object's.
+        """
+        _same("averaging profiles", state["profiles"], self.profiles)
+        for name, saved in state["profiles"].items():
+            _same("averaged parameters", saved["weights"], self.parameters)
+            for key, w in saved["weights"].items():
+                shadow = self.weights[name][key]
+                if w.shape != shadow.shape:
+                    raise ValueError(f"the average of {key} has shape {tuple(w.shape)} in the checkpoint, but {tuple(shadow.shape)} here")
+                _local(shadow).copy_(_local(_shard(w, shadow)))
+            self.pending[name] = saved["pending"]
+        self.seen, self.updates = state["seen"], state["updates"]
+
+    def to_parameters(self) -> None:
+        """Follow the parameters to their device."""
+        for weights in self.weights.values():
+            for key, w in weights.items():
+                weights[key] = w.to(self.device or self.parameters[key].device)
+        self._localise()
+
+    def belong_to(self, parameters: Mapping[str, nn.Parameter]) -> bool:
+        """Whether these very parameters are the ones averaged here."""
+        return self.parameters.keys() == parameters.keys() and all(p is parameters[name] for name, p in self.parameters.items())
+
+    def as_parameter(self, key: str, value: Tensor) -> Tensor:
+        """What `swap_in` returned for a parameter, in the form of the parameter itself."""
+        p = self.parameters[key]
+        if not _sharded(p):
+            return value
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(value, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+
+    def _localise(self) -> None:
+        """The tensors that the update works on, and whether the parameters can be read as they are."""
+        self._locals = {name: [_local(w) for w in weights.values()] for name, weights in self.weights.items()}
+        device = None if self.device is None else torch.device(self.device)
+        self._plain = all(p.dtype == torch.float32 and not _sharded(p) and device in (None, p.device) for p in self.parameters.values())
+
+    def _copy(self, p: nn.Parameter) -> Tensor:
+        return p.detach().to(self.device or p.device, torch.float32, copy=True)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one (a collective call); others as they are."""
+    return tensor.full_tensor() if _sharded(tensor) else tensor.detach()
+
+
+def _sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    return hasattr(tensor, "full_tensor")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if _sharded(tensor) else tensor
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    return tensor.to(other.device, other.dtype)
+
+
+def _put(p: nn.Parameter, value: Tensor) -> None:
+    if _sharded(p):
+        _local(p).copy_(value)
+    else:
+        p.data = value
+
+
+def _shard(tensor: Tensor, like: Tensor) -> Tensor:
+    if not _sharded(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def _same(what: str, saved: Iterable[str], wanted: Iterable[str]) -> None:
+    missing, unknown = sorted(set(wanted) - set(saved)), sorted(set(saved) - set(wanted))
+    if missing or unknown:
+        raise ValueError(f"the checkpoint has other {what}: missing {missing[:5]}, not known here {unknown[:5]}; "
+                         "resume with the configuration it was written with")  # fmt: skip

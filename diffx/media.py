@@ -1,0 +1,126 @@
+"""Batches of samples as something to look at: a grid of pictures, or of clips as an animation; as files and in a logger.
+
+Data lies in [-1, 1]; what leaves this room is uint8.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["animation", "grid", "log_media", "save", "to_uint8"]
+
+TILE = 48  # pixels: smaller samples are enlarged by a whole factor until a person can read them
+GAP = 2  # pixels between tiles
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Map [-1, 1] to 0..255, rounded; what lies outside is clipped, NaN becomes 0."""
+    return ((x.detach().float().nan_to_num(-1.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(x: Tensor, *, columns: int | None = None, zoom: int | None = None, gap: int = GAP) -> Tensor:
+    """Lay samples out in rows.
+
+    Args:
+        x: images ``(B, C, H, W)`` or clips ``(B, C, T, H, W)`` in [-1, 1]; 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+        columns: samples per row; about as many as rows by default.
+        zoom: whole factor of enlargement, without smoothing; by default what makes the shorter side at least 48 pixels.
+        gap: white pixels between samples.
+
+    Returns:
+        uint8 ``(C, H', W')``, or ``(T, C, H', W')`` for clips, on the CPU.
+
+    Raises:
+        ValueError: not a batch of images or clips, or another number of channels.
+    """
+    if x.ndim not in (4, 5) or x.shape[1] not in (1, 3, 4) or not len(x):
+        raise ValueError(f"expected images (B, C, H, W) or clips (B, C, T, H, W) with C = 1, 3 or 4, got shape {tuple(x.shape)}")
+    frames = rearrange(to_uint8(x).cpu(), "b c ... h w -> b c (...) h w")
+    b, h, w = len(frames), frames.shape[-2], frames.shape[-1]
+    columns = min(b, columns or math.ceil(math.sqrt(b)))
+    zoom = zoom or max(1, math.ceil(TILE / min(h, w)))
+    frames = frames.repeat_interleave(zoom, -2).repeat_interleave(zoom, -1)
+    frames = F.pad(frames, (0, gap, 0, gap), value=255)
+    missing = -b % columns
+    frames = torch.cat([frames, frames.new_full((missing, *frames.shape[1:]), 255)])
+    sheet = rearrange(frames, "(r k) c t h w -> t c (r h) (k w)", k=columns)
+    sheet = sheet[..., : sheet.shape[-2] - gap, : sheet.shape[-1] - gap]
+    return sheet if x.ndim == 5 else sheet[0]
+
+
+def animation(frames: Tensor, *, fps: float = 8.0, format: str = "GIF") -> bytes:
+    """Encode frames ``(T, C, H, W)`` uint8 as an endless ``"GIF"`` (256 colours a frame) or, exactly, ``"WEBP"`` or ``"PNG"``."""
+    pages = [_picture(frame) for frame in frames]
+    if format == "GIF":  # one palette a frame, chosen without dithering: still parts stay still
+        pages = [page if page.mode == "L" else page.convert("RGB").quantize(256, dither=0) for page in pages]
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    buffer = io.BytesIO()
+    pages[0].save(buffer, format, save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0, **options)
+    return buffer.getvalue()
+
+
+def save(sheet: Tensor, path: str | os.PathLike, *, fps: float = 8.0) -> Path:
+    """Write a grid to a file: ``(C, H, W)`` as a picture, ``(T, C, H, W)`` as an animation (.gif, .webp or .png).
+
+    Without a suffix, ``path`` gets ``.png`` or ``.gif``. Returns the path written.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: an animation with another suffix.
+    """
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".gif" if sheet.ndim == 4 else ".png")
+    if sheet.ndim == 4 and path.suffix not in (".gif", ".webp", ".png"):
+        raise ValueError(f"an animation is saved as .gif, .webp or .png, got {path.name!r}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if sheet.ndim == 4:
+        path.write_bytes(animation(sheet, fps=fps, format=path.suffix[1:].upper()))
+    else:
+        _picture(sheet).save(path)
+    return path
+
+
+def log_media(logger: Any, tag: str, sheet: Tensor, step: int, *, fps: float = 8.0) -> bool:
+    """Show a grid in a Lightning logger: TensorBoard's (pictures and animations) or any with ``log_image`` (a clip's middle frame).
+
+    TensorBoard's own ``add_video`` needs moviepy 1 and writes nothing without it; a GIF as an image summary plays in every version.
+
+    Returns:
+        Whether the logger could take it.
+    """
+    experiment: Any = getattr(logger, "experiment", None)
+    still = sheet if sheet.ndim == 3 else sheet[len(sheet) // 2]
+    if hasattr(logger, "log_image"):
+        logger.log_image(key=tag, images=[_picture(still)], step=step)
+    elif sheet.ndim == 4 and hasattr(experiment, "_get_file_writer"):
+        experiment._get_file_writer().add_summary(_summary(tag, sheet, fps), step)
+    elif hasattr(experiment, "add_image"):
+        experiment.add_image(tag, still.numpy(), step)
+    else:
+        return False
+    return True
+
+
+def _summary(tag: str, frames: Tensor, fps: float) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    c, h, w = frames.shape[1:]
+    image = Summary.Image(height=h, width=w, colorspace=c, encoded_image_string=animation(frames, fps=fps))
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def _picture(image: Tensor) -> Any:
+    """``(C, H, W)`` uint8 to a Pillow image."""
+    from PIL import Image
+
+    pixels = rearrange(image, "c h w -> h w c").numpy()
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
