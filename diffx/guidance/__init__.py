@@ -1,0 +1,18 @@
+"""Guidance: functions from one `Denoise` to another, so that samplers never know of it.
+
+A *guide* is called with ``(denoiser, cond)`` and returns a `Denoise`. Scales are ``uncond + scale * (cond - uncond)``: 1 is off, 0 is
+unconditional. Guides nest in the order in which they act, innermost first: scale (by level, `Interval`), `Rescale`, `DynamicThreshold`,
+e.g. ``DynamicThreshold(Rescale(Interval(3.0, 0.3, 3.0)))``.
+
+A `Carry` holds what a network hands to its own next call (RIN's latents). It belongs to one run of a sampler: both branches of a guide read
+the same carry, then that of the conditional branch is kept.
+"""
+
+from .binding import Carry, Guidance, Guide, Plain, bind
+from .contrast import Autoguidance, ClassifierFree, Interval, Piecewise, as_guide, classifier_free
+from .correction import DynamicThreshold, Rescale, StaticThreshold
+
+__all__ = [
+    "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "Guidance", "Guide", "Interval", "Piecewise", "Plain", "Rescale",
+    "StaticThreshold", "as_guide", "bind", "classifier_free",
+]  # fmt: skip
