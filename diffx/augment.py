@@ -52,8 +52,8 @@ class AugmentPipe:
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Augment images ``(B, C, H, W)``; returns them and the label ``(B, 9)``.
 
-        The label holds: x flip, y flip, log2 of the scale / .2, cos - 1 and sin of the rotation, the stretch as a vector (2), the shift in units of
-        .125 of the size (2).
+        The label holds: x flip, y flip, log2 of the scale / .2, cos - 1 and sin of the rotation, the stretch as a vector (2), the shift in
+        units of .125 of the size (2).
         """
         if x.ndim != 4:
             raise ValueError(f"AugmentPipe takes images (B, C, H, W), got {tuple(x.shape)}")

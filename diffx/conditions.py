@@ -1,7 +1,7 @@
 """`Cond`: the one bundle of conditions that travels from a batch to every network.
 
-There are six families and no more, so that the bundle never grows a field per technique: a label, token sequences with masks, vectors, maps, and
-for each of them whether a sample may see it. "Hidden" is the null condition: a network answers it with its learned or zero null embedding.
+There are six families and no more, so that the bundle never grows a field per technique: a label, token sequences with masks, vectors,
+maps, and for each of them whether a sample may see it. "Hidden" is the null condition, which a network treats as if nothing was given.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Cond:
     def hidden(self, *names: str) -> Cond:
         """The null condition: the named conditions, or all of `names`, hidden for every sample."""
         gone = torch.zeros(len(self), dtype=torch.bool, device=self._device)
-        return replace(self, keep={**self.keep, **{name: gone for name in names or self.names}})
+        return replace(self, keep={**self.keep, **dict.fromkeys(names or self.names, gone)})
 
     def cat(self, other: Cond) -> Cond:
         """Stack two bundles along the batch; token sequences of different length are padded and masked.

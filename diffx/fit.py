@@ -70,6 +70,7 @@ def _train(config: Config, argv: Sequence[str], only_check: bool) -> None:
     from .recipes.assemble import assemble, trainer_of
     from .recipes.check import check
 
+    _calm_lightning()
     check(config, imported=True)
     if only_check:
         _report(assemble(config))
@@ -88,6 +89,15 @@ def _train(config: Config, argv: Sequence[str], only_check: bool) -> None:
     finally:
         if runs.is_rank_zero():
             _farewell(config, folder, finished)
+
+
+def _calm_lightning() -> None:
+    """Leave out Lightning's notices about hardware, products and its own deprecated calls: `fit` says what a user needs to know."""
+    import logging
+    import warnings
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", module="lightning.*")
 
 
 def _report(parts: Any) -> None:

@@ -1,7 +1,8 @@
 """Learning-rate schedules as pure functions of the images seen.
 
-An `LRSchedule` is called with the images seen since the phase began and the images the phase will last (infinity where nobody knows) and returns
-the factor on the optimizer's learning rate. Counting images instead of steps keeps a recipe valid when the batch or the number of GPUs changes.
+An `LRSchedule` is called with the images seen since the phase began and the images the phase will last (infinity where nobody knows) and
+returns the factor on the optimizer's learning rate. Counting images instead of steps keeps a recipe valid when the batch or the number of
+GPUs changes.
 """
 
 from __future__ import annotations

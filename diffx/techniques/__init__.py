@@ -1,0 +1,5 @@
+"""Techniques: one LightningModule per file."""
+
+from .edm import EDM
+
+__all__ = ["EDM"]

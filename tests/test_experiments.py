@@ -1,0 +1,32 @@
+"""Every experiment builds, trains and is judged in its small form; there is no other way of shrinking one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffx import evaluate, fit, sample
+
+ROOT = Path(__file__).resolve().parents[1] / "experiments"
+NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_in_its_small_form(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIFFX_RUN_FOLDER", raising=False)
+    assert fit.main([f"experiment={name}", "small=true", "run=try", "trainer.accelerator=cpu"]) == 0
+    run = tmp_path / "runs" / name / "try"
+    assert {"config.yaml", "config.input.yaml", "env.json"} <= {path.name for path in run.iterdir()}
+    assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("samples/*")) and list(run.glob("tb/*tfevents*"))
+    assert sample.main([f"checkpoint={run}", "n=2", f"out={tmp_path / 'drawn'}"]) == 0 and list((tmp_path / "drawn").iterdir())
+    if "claim" in yaml.safe_load((ROOT / f"{name}.yaml").read_text()):
+        capsys.readouterr()
+        assert evaluate.main([f"run={run}", "n=20"]) == 0
+        assert "claim" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_is_and_has_a_small_form(name):
+    recipe = yaml.safe_load((ROOT / f"{name}.yaml").read_text())
+    assert recipe["description"] and "small" in recipe
