@@ -1,0 +1,146 @@
+"""What lies in a folder of pictures: paths, labels and texts, in a sorted order."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+__all__ = ["Layout", "Listing", "list_pictures"]
+
+Layout: TypeAlias = Literal["auto", "classes", "captions", "metadata", "plain"]
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Pictures of one folder.
+
+    Args:
+        layout: how the folder was read; never "auto".
+        paths: the picture files.
+        labels: class of each, or None.
+        texts: caption of each, or None.
+        classes: labels lie in [0, classes); None without labels.
+        class_names: one name per class, or None.
+    """
+
+    layout: Layout
+    paths: list[Path]
+    labels: list[int] | None = None
+    texts: list[str] | None = None
+    classes: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+def list_pictures(root: Path, layout: Layout = "auto", *, without: str | None = None, like: Listing | None = None) -> Listing:
+    """List the pictures below ``root``; hidden files and folders do not count.
+
+    Args:
+        root: the folder.
+        layout: see `ImageFolder`.
+        without: a sub-folder to leave out.
+        like: the training listing whose classes a validation folder must keep to.
+
+    Raises:
+        FileNotFoundError: there are no pictures, or a metadata line names a missing file.
+        ValueError: unknown layout, captions and pictures that do not match, a broken metadata line, or a class that ``like`` lacks.
+    """
+    if layout not in get_args(Layout):
+        raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
+    files = sorted(_files(root, without), key=lambda path: path.relative_to(root).as_posix())
+    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise FileNotFoundError(f"no pictures below {root}; their names must end in {', '.join(SUFFIXES)}")
+    texts = [path for path in files if path.suffix == ".txt"]
+    layout = _guess(root, paths, texts) if layout == "auto" else layout
+    if layout == "classes":
+        return _by_class(root, paths, like)
+    if layout == "captions":
+        return _by_caption(paths, texts)
+    return _by_metadata(root, like) if layout == "metadata" else Listing("plain", paths)
+
+
+def _files(root: Path, without: str | None) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        here = Path(folder)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and not (here == root and name == without)]
+        yield from (here / name for name in names if not name.startswith("."))
+
+
+def _guess(root: Path, paths: list[Path], texts: list[Path]) -> Layout:
+    if (root / METADATA).is_file():
+        return "metadata"
+    if {text.with_suffix("") for text in texts} & {path.with_suffix("") for path in paths}:
+        return "captions"
+    loose = [path for path in paths if path.parent == root]
+    if 0 < len(loose) < len(paths):
+        raise ValueError(
+            f"{len(loose)} pictures lie in {root}, {len(paths) - len(loose)} in its sub-folders; set layout='classes' or 'plain'"
+        )
+    return "plain" if loose else "classes"
+
+
+def _by_class(root: Path, paths: list[Path], like: Listing | None) -> Listing:
+    if loose := [path for path in paths if path.parent == root]:
+        raise ValueError(f"{loose[0]} lies in no class folder; move it into one, or set layout='plain'")
+    return Listing("classes", paths, **_numbered([path.relative_to(root).parts[0] for path in paths], like, str(root)))
+
+
+def _by_caption(paths: list[Path], texts: list[Path]) -> Listing:
+    pictures, captions = {path.with_suffix("") for path in paths}, {text.with_suffix("") for text in texts}
+    _none_left([t for t in texts if t.with_suffix("") not in pictures], "caption files without a picture of the same name")
+    _none_left([p for p in paths if p.with_suffix("") not in captions], "pictures without a caption file of the same name")
+    return Listing("captions", paths, texts=[path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths])
+
+
+def _by_metadata(root: Path, like: Listing | None) -> Listing:
+    file = root / METADATA
+    if not file.is_file():
+        raise FileNotFoundError(f"no {file}; it holds one JSON object per picture: {{'file_name': ..., 'text': ..., 'label': ...}}")
+    rows = [_row(line, f"{file}:{i}") for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    rows.sort(key=lambda row: row["file_name"])
+    paths = [root / row["file_name"] for row in rows]
+    _none_left([path for path in paths if not path.is_file()], f"files named in {file} do not exist", FileNotFoundError)
+    texts, labels = (_column(rows, name, file) for name in ("text", "label"))
+    _none_left([text for text in texts or [] if not isinstance(text, str)], f"texts in {file} are no strings")
+    return Listing("metadata", paths, texts=texts, **(_numbered(labels, like, str(file)) if labels is not None else {}))
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON ({error}); each line is one object") from error
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+        raise ValueError(f'{where} has no "file_name"; got {line.strip()[:80]}')
+    return row
+
+
+def _column(rows: list[dict[str, Any]], name: str, file: Path) -> list[Any] | None:
+    missing = [row["file_name"] for row in rows if row.get(name) is None]
+    if 0 < len(missing) < len(rows):
+        raise ValueError(f'{len(missing)} of {len(rows)} lines in {file} have no "{name}", the first is for {missing[0]}; give all or none')
+    return None if missing else [row[name] for row in rows]
+
+
+def _numbered(labels: list[Any], like: Listing | None, where: str) -> dict[str, Any]:
+    """Labels as numbers: names are counted in sorted order, or in the order of ``like``."""
+    if all(type(label) is int and label >= 0 for label in labels):
+        return {"labels": labels, "classes": like.classes if like else max(labels) + 1}
+    if not all(isinstance(label, str) for label in labels):
+        raise ValueError(f"labels in {where} must be all names or all integers >= 0")
+    names = like.class_names if like and like.class_names else tuple(sorted(set(labels)))
+    _none_left(sorted(set(labels) - set(names)), f"classes in {where} do not occur in training")
+    number = {name: i for i, name in enumerate(names)}
+    return {"labels": [number[label] for label in labels], "classes": len(names), "class_names": names}
+
+
+def _none_left(wrong: list[Any], what: str, error: Callable[[str], Exception] = ValueError) -> None:
+    if wrong:
+        shown = ", ".join(map(str, wrong[:3])) + (", ..." if len(wrong) > 3 else "")
+        raise error(f"{len(wrong)} {what}: {shown}; add what is missing or remove these")

@@ -1,0 +1,200 @@
+"""`Mapped`: any data set with a length and an index, and `TorchvisionSet`: those that torchvision knows by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..recipes import recorded
+from .module import DataModule
+from .order import split
+from .pictures import PictureReader
+from .source import Items, SettingError
+
+__all__ = ["Mapped", "MappedItems", "TorchvisionSet"]
+
+Key = str | int | None
+
+
+class MappedItems(Items):
+    """A source over a map-style data set.
+
+    Args:
+        dataset: has ``len`` and ``dataset[i]``, a mapping or a tuple.
+        reader: makes the picture.
+        image, label, text: key (of a mapping) or place (in a tuple) of each; None = not there. Of several texts one is drawn.
+        rows: the items that belong to this source; None = all.
+        class_names: one name per class, or None.
+        **options: as in `diffx.data.Items`.
+    """
+
+    def __init__(
+        self, dataset: Any, reader: PictureReader, *, image: str | int = "image", label: Key = "label", text: Key = None,
+        rows: np.ndarray | None = None, class_names: Sequence[str] | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(**options)
+        self.dataset, self.reader, self.class_names = dataset, reader, class_names
+        self.image, self.label, self.text = image, label, text
+        self.rows = np.arange(len(dataset)) if rows is None else rows
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """The item's place in the data set."""
+        return f"item {self.rows[index]} of {type(self.dataset).__name__}"
+
+    def item(self, index: int) -> dict[str, Any]:
+        """Read picture, label and text."""
+        sample = self.dataset[int(self.rows[index])]
+        item: dict[str, Any] = {"x": self.reader(self._get(sample, self.image, "image"))}
+        if self.label is not None:
+            item["label"] = self._integer(self._get(sample, self.label, "label"), index)
+        if self.text is not None:
+            text = self._get(sample, self.text, "text")
+            item["text"] = text if isinstance(text, str) else text[int(torch.randint(len(text), ()))]
+        return item
+
+    def _get(self, sample: Any, key: str | int, role: str) -> Any:
+        present = list(sample) if isinstance(sample, Mapping) else list(range(len(sample)))
+        if key not in present:
+            raise SettingError(f"samples of {type(self.dataset).__name__} have no {key!r}; set {role}= to one of {present}")
+        return sample[key]
+
+    def _integer(self, label: Any, index: int) -> int:
+        try:
+            return operator.index(label)
+        except TypeError:
+            raise SettingError(f"labels must be integers, got {label!r} in {self.name(index)}; make them numbers, or read none") from None
+
+
+@recorded
+class Mapped(DataModule):
+    """Any map-style data set object, a Hugging Face ``datasets.Dataset`` among them.
+
+    Pictures may be Pillow pictures, uint8 arrays ``(H, W)`` or ``(H, W, C)``, uint8 tensors ``(C, H, W)`` (all resized as in
+    `PictureReader`), or float data ``(C, H, W)`` in [-1, 1] (taken as it is). Random transforms of the data set itself are repeatable as
+    long as they draw from the default generators of torch, numpy or Python.
+
+    Args:
+        dataset: has ``len`` and ``dataset[i]``, a mapping or a tuple.
+        batch_size: samples per rank and micro-batch.
+        val: another data set for validation, or the fraction that a fixed permutation holds out; in [0, 1).
+        image, label, text: key (of a mapping) or place (in a tuple) of each; None = not there. Of several texts one is drawn.
+        size: side of the square, or (height, width), in pixels; None = as they are, all alike.
+        channels: 3 = RGB, 1 = grey.
+        flip: mirror training pictures left-right with probability 1/2.
+        classes: number of classes; None = from the data set's ``features`` (Hugging Face) or ``classes`` (torchvision), else unknown.
+        on_error: "raise" stops at an unreadable item; "skip" takes the next one and lists it in ``bad_files.txt`` of the run folder.
+        max_bad: with "skip", the fraction of unreadable items that stops the run.
+        num_workers, seed: as in `DataModule`.
+
+    Raises:
+        ValueError: a key is missing, an item is unreadable, a label is no integer or outside [0, classes), sizes differ.
+    """
+
+    def __init__(
+        self, dataset: Any, batch_size: int, *, val: Any = 0.0, image: str | int = "image", label: Key = "label", text: Key = None,
+        size: int | tuple[int, int] | None = None, channels: int = 3, flip: bool = False, classes: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, num_workers: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        self.dataset, self.held = dataset, val
+        self.readers = tuple(PictureReader(size, channels, mirrored) for mirrored in (flip, False))
+        self.options = {
+            "image": image, "label": label, "text": text, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
+        }  # fmt: skip
+
+    def sources(self) -> tuple[MappedItems, MappedItems | None]:
+        """Wrap the data set and part it."""
+        if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
+            raise TypeError(f"the data set needs len() and an index, {type(self.dataset).__name__} has not both; is it a stream?")
+        options = _with_classes(self.options, self.dataset)
+        if not isinstance(self.held, (int, float)):
+            return MappedItems(self.dataset, self.readers[0], **options), MappedItems(self.held, self.readers[1], **options)
+        rows, held = split(len(self.dataset), self.held)
+        val = MappedItems(self.dataset, self.readers[1], rows=held, **options) if len(held) else None
+        return MappedItems(self.dataset, self.readers[0], rows=rows, **options), val
+
+
+@recorded
+class TorchvisionSet(DataModule):
+    """An image data set of torchvision, by name.
+
+    Args:
+        name: name in ``torchvision.datasets``, e.g. "CIFAR10".
+        root: folder of the data.
+        batch_size: samples per rank and micro-batch.
+        download: fetch the data if it is missing (one process per node does).
+        train, val: which split each source reads, for sets with a ``split`` argument; sets with ``train=True/False`` need no words.
+            ``val=None`` = no validation.
+        label: whether the second entry of a sample is a class; False ignores it.
+        classes: number of classes; None = from the data set's ``classes``, else unknown.
+        size, channels, flip, on_error, max_bad, num_workers, seed: as in `Mapped`.
+        options: further arguments of the data set's constructor.
+
+    Raises:
+        ValueError: torchvision has no such set (the nearest name is given).
+        FileNotFoundError: the data is not under ``root``.
+    """
+
+    def __init__(
+        self, name: str, root: str | Path, batch_size: int, *, download: bool = False, train: str = "train", val: str | None = "test",
+        label: bool = True, classes: int | None = None, size: int | tuple[int, int] | None = None, channels: int = 3, flip: bool = False,
+        on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, options: Mapping[str, Any] | None = None,
+        num_workers: int = 0, seed: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        self.set_name, self.root, self.download, self.splits = name, root, download, (train, val)
+        self.extra = dict(options or {})
+        self.readers = tuple(PictureReader(size, channels, mirrored) for mirrored in (flip, False))
+        self.options = {
+            "image": 0, "label": 1 if label else None, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
+        }  # fmt: skip
+
+    def prepare_data(self) -> None:
+        """Download where it was asked for, in one process per node."""
+        if self.download:
+            self.sources()
+
+    def sources(self) -> tuple[MappedItems, MappedItems | None]:
+        """Open the training and the validation split."""
+        from torchvision import datasets
+
+        if self.set_name not in datasets.__all__:
+            near = difflib.get_close_matches(self.set_name, datasets.__all__, 1, cutoff=0)
+            raise ValueError(f"torchvision has no data set {self.set_name!r}; did you mean {near[0]!r}?")
+        kind = getattr(datasets, self.set_name)
+        known = inspect.signature(kind).parameters
+        opened = [self._opened_split(kind, known, part) for part in range(2)]
+        options = _with_classes(self.options, opened[0])
+        val = None if opened[1] is None else MappedItems(opened[1], self.readers[1], **options)
+        return MappedItems(opened[0], self.readers[0], **options), val
+
+    def _opened_split(self, kind: Any, known: Mapping[str, Any], part: int) -> Any:
+        given: dict[str, Any] = {"root": self.root, "download": self.download, "train": part == 0, "split": self.splits[part]}
+        if part == 1 and (self.splits[1] is None or not {"train", "split"} & set(known)):
+            return None
+        try:
+            return kind(**{name: value for name, value in given.items() if name in known}, **self.extra)
+        except (RuntimeError, FileNotFoundError) as error:
+            way = "set download=true to fetch it" if "download" in known else "torchvision cannot download this one; see its documentation"
+            raise FileNotFoundError(f"{self.set_name} is not complete under {self.root}: {way} ({error})") from error
+
+
+def _with_classes(options: dict[str, Any], dataset: Any) -> dict[str, Any]:
+    """Add the class names that a Hugging Face (``features``) or torchvision (``classes``) data set carries, and their number."""
+    label, features = options["label"], getattr(dataset, "features", None)
+    feature = features[label] if isinstance(features, Mapping) and label in features else None
+    names = getattr(feature, "names", None) or getattr(dataset, "classes", None)
+    if label is None or not isinstance(names, (list, tuple)):
+        return options
+    return {**options, "classes": options["classes"] or len(names), "class_names": [str(name) for name in names]}
