@@ -130,7 +130,7 @@ def prompt_figures(findings: Findings, prompts: Sequence[str]) -> dict[str, floa
     | binding | asked colours that are there and have the asked shape, among those that are there |
     | shape_recall | asked shapes that are there in any colour (each as often as it was asked for) |
     | full_scene | pictures whose set of pairs is exactly the asked one |
-    | position | asked objects whose colour lies in the told ninth of the picture, give or take half a pixel; only if prompts tell positions |
+    | position | asked objects whose colour lies in the told ninth of the picture, within half a pixel; only if prompts tell one |
 
     Args:
         findings: of N pictures.
@@ -171,6 +171,9 @@ def shapes_figure(prompts: Sequence[str], judge: ShapesJudge | None = None) -> F
     Args:
         prompts: the caption of each sample, in the order of the samples.
         judge: who looks.
+
+    Raises:
+        ValueError: a prompt cannot be read.
     """
 
     def compute(evidence: Evidence) -> dict[str, dict[str, Any]]:
@@ -180,7 +183,8 @@ def shapes_figure(prompts: Sequence[str], judge: ShapesJudge | None = None) -> F
         gain = own["colour_presence"] - other["colour_presence"]
         return {name: {"value": value, "shuffled": other[name]} for name, value in own.items()} | {"prompt_gain": {"value": gain}}
 
-    return Figure((*NAMES, "prompt_gain"), compute)
+    told = ("position",) if any(description.position for prompt in prompts for description in parse(prompt)) else ()
+    return Figure((*NAMES, *told, "prompt_gain"), compute)
 
 
 def _boxes(masks: Tensor) -> Tensor:

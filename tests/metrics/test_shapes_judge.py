@@ -9,7 +9,7 @@ import torch
 from diffx import rng
 from diffx.data import Shapes, normalise
 from diffx.data.shapes import COLOURS, PALETTE, SHAPES
-from diffx.metrics import FIGURES, Claim, Evidence, measure
+from diffx.metrics import Claim, Evidence, measure
 from diffx.metrics.shapes_judge import ShapesJudge, prompt_figures, shapes_figure
 
 
@@ -47,10 +47,8 @@ def test_no_mistake_on_clean_pictures(size, count, objects):
     x, batch = clean(count, size=size, objects=objects)
     findings = ShapesJudge()(x)
     figures = prompt_figures(findings, batch["text"])
-    assert (
-        figures["full_scene"] == figures["pair_recall"] == figures["colour_presence"] == figures["binding"] == figures["shape_recall"] == 1
-    )
-    assert figures["absent_colours"] == 0
+    assert figures.pop("absent_colours") == 0
+    assert set(figures.values()) == {1}
     there = batch["colours"] >= 0
     assert (findings.box_iou(batch["colours"], batch["boxes"])[there] == 1).all()
     assert (findings.mask_iou(batch["colours"], batch["masks"])[there] == 1).all()
@@ -87,7 +85,7 @@ def test_a_bar_is_no_square_and_two_of_one_colour_are_no_object():
     assert [SHAPES[k] if k >= 0 else None for k in findings.shape[:, 0].tolist()] == ["square", None, None]
     assert findings.boxes[:, 0].tolist() == [[2, 2, 8, 8], [2, 2, 12, 4], [1, 1, 14, 14]]
     assert findings.iou[0, 0] == 1
-    assert findings.iou[1, 0].item() == pytest.approx(12 / (20 + 36 - 12))  # a bar of 10 x 2 suggests a side of 6
+    assert findings.iou[1, 0] < 0.35  # the bar suggests a side of 6; a square shares 12 of 44 pixels with it
 
 
 def test_specks_are_no_objects():
@@ -122,8 +120,11 @@ def test_figures_by_hand():
 def test_positions_are_judged():
     x, batch = clean(300, size=30, positions=True)
     findings = ShapesJudge()(x)
-    assert prompt_figures(findings, batch["text"])["position"] > 0.93  # pixels are rounded, so a centre on a border may cross it
-    assert prompt_figures(findings, ["a red circle at the top"] * 300)["position"] < 0.1
+    assert prompt_figures(findings, batch["text"])["position"] == 1
+    x, batch = clean(600, size=30, objects=(1, 1), extent=(0.2, 0.2))
+    told = ["top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right"]
+    shares = [prompt_figures(ShapesJudge()(x), [f"{text} at the {place}" for text in batch["text"]])["position"] for place in told]
+    assert 1 <= sum(shares) < 1.2  # each lies in one ninth, or on the border of several
 
 
 def test_shuffled_prompts_score_chance():
@@ -156,10 +157,9 @@ def test_bytes_and_numbers_are_judged_alike():
 
 
 def test_as_a_figure_with_claims():
-    x, batch = clean(300)
-    evidence = Evidence(samples=x, train=x)
-    results, skipped = measure(evidence, [*FIGURES[1:2], shapes_figure(batch["text"])])
-    assert not skipped
+    x, batch = clean(300, positions=True, size=24)
+    results, skipped = measure(Evidence(samples=x, train=x), [shapes_figure(batch["text"])])
+    assert not skipped and results["position"]["value"] == 1
     assert results["full_scene"]["value"] == 1 and results["full_scene"]["shuffled"] < 0.3
     assert results["prompt_gain"]["value"] == pytest.approx(1 - results["colour_presence"]["shuffled"])
     claim = Claim.parse({"samples": 300, "colour_presence": ">= 0.75", "absent_colours": "<= 0.25", "prompt_gain": ">= 0.25"}, results)
