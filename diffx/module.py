@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -19,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from . import rng
+from .batch import Batch, batch_size, check_range
 from .codecs import Codec, Identity
 from .conditions import Cond
 from .lr_schedules import LRSchedule
@@ -27,8 +28,6 @@ from .recipes.load import SCHEMA, load
 from .version import __version__
 
 __all__ = ["ADAMW", "Batch", "DiffusionModule", "freeze"]
-
-Batch: TypeAlias = Mapping[str, Any]
 
 ADAMW = partial(AdamW, lr=1e-4, fused=True)  # the fused kernel takes a third of the time of the loop over tensors on a CPU
 
@@ -163,7 +162,7 @@ class DiffusionModule(L.LightningModule, ABC):
         """
         if not isinstance(guidance, (int, float)) or guidance == 1:
             return
-        if not len(cond):
+        if not cond.names:
             raise ValueError(f"guidance = {guidance} needs conditions to guide towards, but cond is empty; pass cond or guidance = 1")
         if not (any(self.drop.values()) if isinstance(self.drop, Mapping) else self.drop):
             raise ValueError(f"guidance = {guidance} needs a model that was trained with hidden conditions, but drop is {self.drop}; "
@@ -222,8 +221,13 @@ class DiffusionModule(L.LightningModule, ABC):
 
     @property
     def global_batch(self) -> int:
-        """Images per optimizer step: ranks x micro-batches x local batch."""
-        return self.local_batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        """Images per optimizer step: data-parallel ranks x micro-batches x local batch."""
+        return self.local_batch * self._replica()[1] * self.trainer.accumulate_grad_batches
+
+    def _replica(self) -> tuple[int, int]:
+        """Data-parallel rank and count: what the strategy would tell a distributed sampler, so model-parallel ranks share their draws."""
+        known = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
+        return known["rank"], known["num_replicas"]
 
     def on_fit_start(self) -> None:
         """Compare the data's shape with the module's before the first step."""
@@ -234,10 +238,13 @@ class DiffusionModule(L.LightningModule, ABC):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Seed by (seed, step, slice), compute the loss, log it on the steps that the logger keeps."""
         micro_batches = self.trainer.accumulate_grad_batches
-        index = batch_idx % micro_batches * self.trainer.world_size + self.global_rank
-        self._slice = (index, self.trainer.world_size * micro_batches)
+        rank, replicas = self._replica()
+        index = batch_idx % micro_batches * replicas + rank
+        self._slice = (index, replicas * micro_batches)
         self._shared = rng.generator(self.seed, "positions", self.global_step)
         rng.seed_default(self.seed, "step", self.global_step, index)
+        if not self.local_batch:
+            check_range(batch)
         self.local_batch = batch_size(batch)
         parts = self.loss(batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
@@ -246,7 +253,7 @@ class DiffusionModule(L.LightningModule, ABC):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss on noise that is the same in every validation."""
-        with rng.forked(self.seed, "validation", batch_idx, self.global_rank):
+        with rng.forked(self.seed, "validation", batch_idx, self._replica()[0]):
             self._slice, self._shared = (0, 1), None
             self.log_parts("val", self.loss(batch), batch)
 
@@ -293,8 +300,3 @@ class DiffusionModule(L.LightningModule, ABC):
         """Take the counters back."""
         for name in ("images_seen", "local_batch", "phase", "phase_start"):
             setattr(self, name, checkpoint["diffx"][name])
-
-
-def batch_size(batch: Batch) -> int:
-    """Number of samples in a batch."""
-    return len(batch["latent"] if "latent" in batch else batch["x"])

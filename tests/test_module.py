@@ -44,8 +44,8 @@ def test_two_ranks_draw_what_one_rank_draws_in_two_micro_batches():
 
     def step(rank, world, micro_batches, batch_idx, global_step=3):
         module = Recorder()
-        module._trainer = SimpleNamespace(world_size=world, accumulate_grad_batches=micro_batches, global_rank=rank,
-                                          global_step=global_step, log_every_n_steps=10**6)  # fmt: skip
+        module._trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": world}, log_every_n_steps=10**6,
+                                          accumulate_grad_batches=micro_batches, global_step=global_step)  # fmt: skip
         module.training_step({"x": torch.ones(4, 2)}, batch_idx)
         return module.drawn[0]
 
@@ -140,6 +140,24 @@ def test_shape_of_the_data_must_be_the_modules():
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1)
     with pytest.raises(ValueError, match=r"module.shape is \(1, 8, 8\).*\(3, 8, 8\)"):
         trainer.fit(EDM(Denoiser(unet()), shape=(1, 8, 8)), Data())
+
+
+def test_data_may_not_have_more_classes_than_the_network():
+    class Data(L.LightningDataModule):
+        shape, classes = (1, 8, 8), 10
+
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader([pictures(2)], batch_size=None)
+
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1)
+    with pytest.raises(ValueError, match="data has 10 classes.*network takes 4"):
+        trainer.fit(EDM(Denoiser(unet()), shape=(1, 8, 8)), Data())
+
+
+@pytest.mark.parametrize(("x", "error"), [(torch.full((4, 2), 255.0), ValueError), (torch.zeros(4, 2, dtype=torch.uint8), TypeError)])
+def test_data_of_a_foreign_loader_is_looked_at_once(x, error):
+    with pytest.raises(error, match=r"127\.5"):
+        fit(Recorder(), [{"x": x}], 1)
 
 
 def test_sampling_checks_its_border():

@@ -76,6 +76,14 @@ class EDM(DiffusionModule):
         loss = self.weighting(sigma) * mse
         return {"loss": loss if self.uncertainty is None else self.uncertainty(sigma, loss), "mse": mse}
 
+    def on_fit_start(self) -> None:
+        """Compare shape and number of classes with the data's before the first step: an accelerator would not tell which label is wrong."""
+        super().on_fit_start()
+        takes = getattr(getattr(self.denoiser.net, "conditions", None), "classes", 0)
+        classes = getattr(getattr(self.trainer, "datamodule", None), "classes", None) or 0
+        if takes and classes > takes:
+            raise ValueError(f"the data has {classes} classes, the network takes {takes}; build it with classes={classes}")
+
     def condition(self, batch: Batch) -> Cond:
         """The class label, if the data has one and the network takes it. Override to add more."""
         return Cond(label=batch["label"]) if "label" in batch and self.denoiser.takes("label") else Cond()
