@@ -92,7 +92,7 @@ def stratified(n: int, *, slice: tuple[int, int] = (0, 1), device: torch.device 
 
     The global batch of ``N = n * count`` positions has one draw in each interval ``[j/N, (j+1)/N)``; a permutation deals the intervals
     out, so that no row is tied to a level. Every slice must be given a generator in the same state (keyed by the step, not by the slice):
-    together they then cover each stratum exactly once. Computed in float64 on the CPU, returned as float32 ``(n,)`` inside the open interval.
+    together they then cover each stratum exactly once. Computed in float64 on the CPU, returned as float32 ``(n,)`` inside (0, 1).
     """
     index, count = slice
     if not 0 <= index < count:

@@ -150,7 +150,7 @@ def test_data_may_not_have_more_classes_than_the_network():
             return torch.utils.data.DataLoader([pictures(2)], batch_size=None)
 
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=1)
-    with pytest.raises(ValueError, match="data has 10 classes.*network takes 4"):
+    with pytest.raises(ValueError, match=r"data has 10 classes.*network takes 4"):
         trainer.fit(EDM(Denoiser(unet()), shape=(1, 8, 8)), Data())
 
 
