@@ -125,6 +125,10 @@ class DiffusionModule(L.LightningModule, ABC):
         cond = self.condition(batch)
         return x, cond.drop(self.drop) if self.training and len(cond) else cond
 
+    def check_batch(self, batch: Batch) -> None:
+        """Look at the first training batch; raises ValueError or TypeError for data that cannot be meant. Override to look for more."""
+        check_range(batch)
+
     def positions(self, n: int) -> Tensor:
         """Positions ``(n,)`` on the schedule in (0, 1), stratified over the global batch of the current optimizer step."""
         return rng.stratified(n, slice=self._slice, device=self.device, generator=self._shared)
@@ -244,7 +248,7 @@ class DiffusionModule(L.LightningModule, ABC):
         self._shared = rng.generator(self.seed, "positions", self.global_step)
         rng.seed_default(self.seed, "step", self.global_step, index)
         if not self.local_batch:
-            check_range(batch)
+            self.check_batch(batch)
         self.local_batch = batch_size(batch)
         parts = self.loss(batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:

@@ -160,6 +160,13 @@ def test_data_of_a_foreign_loader_is_looked_at_once(x, error):
         fit(Recorder(), [{"x": x}], 1)
 
 
+def test_a_network_with_classes_is_not_trained_without_labels():
+    unlabelled = [{"x": pictures(2)["x"]}]
+    with pytest.raises(ValueError, match=r"labels of 4 classes.*\['x'\].*classes=0"):
+        fit(EDM(Denoiser(unet()), shape=(1, 8, 8)), unlabelled, 1)
+    fit(EDM(Denoiser(unet(classes=0)), shape=(1, 8, 8)), unlabelled, 1)
+
+
 def test_sampling_checks_its_border():
     module = EDM(Denoiser(unet()), shape=(1, 8, 8))
     with pytest.raises(ValueError, match="n = 3 and conditions for 2"):

@@ -62,5 +62,5 @@ class NoiseBands(Callback):
             return
         *sums, count = trainer.strategy.reduce(self._sums, reduce_op="sum")
         means = {f"bands/{i / self.bands:.3f}-{(i + 1) / self.bands:.3f}": total / count for i, total in enumerate(sums)}
-        pl_module.log_dict({**means, "bands/mean": sum(means.values()) / self.bands}, on_step=False, on_epoch=True)
+        pl_module.log_dict({**means, "bands/mean": sum(means.values()) / self.bands}, on_step=False, on_epoch=True, sync_dist=True)
         self._sums = None

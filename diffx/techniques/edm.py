@@ -84,6 +84,14 @@ class EDM(DiffusionModule):
         if takes and classes > takes:
             raise ValueError(f"the data has {classes} classes, the network takes {takes}; build it with classes={classes}")
 
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse to train a class-conditional network on batches without labels."""
+        super().check_batch(batch)
+        classes = getattr(getattr(self.denoiser.net, "conditions", None), "classes", 0)
+        if classes and self.condition(batch).label is None:
+            raise ValueError(f"the network takes labels of {classes} classes, but a batch holds {sorted(batch)}; name the labels in the data, "
+                             "override condition(), or build the network with classes=0")  # fmt: skip
+
     def condition(self, batch: Batch) -> Cond:
         """The class label, if the data has one and the network takes it. Override to add more."""
         return Cond(label=batch["label"]) if "label" in batch and self.denoiser.takes("label") else Cond()
