@@ -77,7 +77,7 @@ def _train(config: Config, argv: Sequence[str], only_check: bool) -> None:
         return
     folder = runs.choose(config)
     start = runs.resume_from(config, folder)
-    parts = assemble(config)
+    parts = assemble(config, start)
     trainer = trainer_of(config, parts, folder)
     if runs.is_rank_zero():
         runs.describe(folder, config, argv)

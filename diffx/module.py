@@ -25,6 +25,7 @@ from .conditions import Cond
 from .lr_schedules import LRSchedule
 from .recipes import recipe_of, recorded
 from .recipes.load import SCHEMA, load
+from .text import Encoder, Sources, as_sources, pooled_name
 from .version import __version__
 
 __all__ = ["ADAMW", "Batch", "DiffusionModule", "freeze"]
@@ -48,6 +49,7 @@ class DiffusionModule(L.LightningModule, ABC):
     Args:
         shape: shape of one sample in data space, e.g. ``(3, 64, 64)``; data lies in [-1, 1].
         codec: map between data space and the space the network works in; None works on the data itself. An ``nn.Module`` is frozen.
+        text: encoder of the batch's ``"text"``, several by the names of their sources, or `Sources` (see `diffx.text`); None: no text.
         optimizer: called with parameter groups (see `parameter_groups`).
         lr_schedule: factor on the learning rate as a function of images seen (see `diffx.lr_schedules`); None keeps it constant.
         drop: rate(s) at which conditions are hidden in training, see `Cond.drop`; what makes guidance possible later.
@@ -62,6 +64,7 @@ class DiffusionModule(L.LightningModule, ABC):
         *,
         shape: Sequence[int],
         codec: Codec | None = None,
+        text: Encoder | Mapping[str, Encoder] | Sources | None = None,
         optimizer: Callable[..., Optimizer] = ADAMW,
         lr_schedule: LRSchedule | None = None,
         drop: float | Mapping[str, float] = 0.1,
@@ -70,6 +73,7 @@ class DiffusionModule(L.LightningModule, ABC):
         super().__init__()
         self.shape = tuple(shape)
         self.codec = freeze(codec) if isinstance(codec, nn.Module) else codec or Identity()
+        self.text = as_sources(text)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.drop = drop
@@ -123,7 +127,9 @@ class DiffusionModule(L.LightningModule, ABC):
         with torch.no_grad():
             x = batch["latent"] if "latent" in batch else self.codec.encode(batch["x"])
         cond = self.condition(batch)
-        return x, cond.drop(self.drop) if self.training and len(cond) else cond
+        if not self.training or not len(cond):
+            return x, cond
+        return x, cond.drop(self.drop) if self.text is None else self.text.drop(cond, self.drop)
 
     def check_batch(self, batch: Batch) -> None:
         """Look at the first training batch; raises ValueError or TypeError for data that cannot be meant. Override to look for more."""
@@ -162,15 +168,17 @@ class DiffusionModule(L.LightningModule, ABC):
         """Refuse a guidance scale that nothing was trained for.
 
         Raises:
-            ValueError: a number other than 1 without conditions, or on a module that never saw hidden conditions.
+            ValueError: a number other than 1 without conditions, or on a module that never saw all of them hidden.
         """
         if not isinstance(guidance, (int, float)) or guidance == 1:
             return
         if not cond.names:
             raise ValueError(f"guidance = {guidance} needs conditions to guide towards, but cond is empty; pass cond or guidance = 1")
-        if not (any(self.drop.values()) if isinstance(self.drop, Mapping) else self.drop):
-            raise ValueError(f"guidance = {guidance} needs a model that was trained with hidden conditions, but drop is {self.drop}; "
-                             "train with drop = 0.1 or sample with guidance = 1")  # fmt: skip
+        rates = self.drop if isinstance(self.drop, Mapping) else {"*": self.drop}
+        dropped = {name for name, rate in rates.items() if rate}
+        if "*" not in dropped and (never := {*cond.names} - dropped - {pooled_name(name) for name in dropped}):
+            raise ValueError(f"guidance = {guidance} needs a model that was trained with its conditions hidden at times, but drop is "
+                             f"{self.drop}, so {sorted(never)} never were; train with drop = 0.1 or sample with guidance = 1")  # fmt: skip
 
     def new_phase(self) -> None:
         """Begin the technique's next stage: optimizer and learning rate start afresh, callbacks with ``on_phase`` hear of it."""
@@ -234,7 +242,8 @@ class DiffusionModule(L.LightningModule, ABC):
         return known["rank"], known["num_replicas"]
 
     def on_fit_start(self) -> None:
-        """Compare the data's shape with the module's before the first step."""
+        """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode."""
+        self.train()
         data_shape = getattr(getattr(self.trainer, "datamodule", None), "shape", None)
         if data_shape is not None and tuple(data_shape) != self.shape:
             raise ValueError(f"module.shape is {self.shape}, but the data gives samples of shape {tuple(data_shape)}; make them equal")
@@ -253,6 +262,8 @@ class DiffusionModule(L.LightningModule, ABC):
         parts = self.loss(batch)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self.log_parts("train", parts, batch)
+            if self.text is not None:
+                self.log_dict({f"text/{name}": rate for name, rate in self.text.rates().items()}, batch_size=self.local_batch)
         return parts["loss"].mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

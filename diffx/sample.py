@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ python -m diffx.sample checkpoint=PATH [key=value ...]
 
 keys
   checkpoint=PATH        a checkpoint, or a run folder (its newest good checkpoint)
-  n=16                   number of samples; with labels=[...] as many as there are labels
+  n=16                   number of samples; with labels=[...] or text=[...] as many as there are of them
   label=3                one class for all; labels=[0, 1, 2] one class each, repeated up to n; neither: no condition
+  text="a red circle"    one prompt for all; text=[...] one each, repeated up to n, null for a sample without one;
+                         text={COLUMN: ...} for a model whose encoders read other columns than "text"
   guidance=1             1 is off, 0 ignores the condition
   steps=18               sampling steps; the model's own by default
   sampler=Euler          by name, or as a mapping with _target_; the model's own by default
@@ -37,6 +40,7 @@ keys
 examples
   python -m diffx.sample checkpoint=runs/digits/edm/20260101-120000 n=100 'labels=[0,1,2,3,4,5,6,7,8,9]' guidance=2
   python -m diffx.sample checkpoint=last.ckpt sampler=DPMpp2M steps=12 save=npz out=pictures
+  python -m diffx.sample checkpoint=runs/shapes/text_unet/ID 'text=[a red circle, a blue square]' guidance=3
 """
 
 
@@ -48,6 +52,7 @@ class Options:
     n: int | None = None
     label: int | None = None
     labels: list[int] | None = None
+    text: str | list[str | None] | dict | None = None
     guidance: float = 1.0
     steps: int | None = None
     sampler: str | dict | None = None
@@ -69,6 +74,8 @@ class Options:
             problems.append("give label=N for all samples or labels=[...] one by one, not both")
         if self.labels == []:
             problems.append("labels must hold at least one class, got []")
+        if any(not column or not all(isinstance(entry, str | None) for entry in column) for column in self._columns.values()):
+            problems.append(f"text must be a prompt, a list of prompts or a mapping of such by column, got {self.text!r}")
         if not Path(self.checkpoint).exists():
             problems.append(f"checkpoint={self.checkpoint}: there is no such file or folder")
         problems += _check_sampler(self.sampler)
@@ -79,13 +86,26 @@ class Options:
     def classes(self) -> list[int] | None:
         """One class per sample, None without condition."""
         given = self.labels if self.labels is not None else None if self.label is None else [self.label]
-        count = self.n or (len(self.labels) if self.labels else 16)
-        return None if given is None else [given[i % len(given)] for i in range(count)]
+        return None if given is None else [given[i % len(given)] for i in range(self.count)]
+
+    @property
+    def texts(self) -> dict[str, list[str | None]]:
+        """Batch columns of prompts, one entry per sample."""
+        return {name: [column[i % len(column)] for i in range(self.count)] for name, column in self._columns.items()}
 
     @property
     def count(self) -> int:
         """Number of samples."""
-        return len(self.classes) if self.classes is not None else self.n or 16
+        listed = [given for given in (self.labels, *self._texts.values()) if isinstance(given, list)]
+        return self.n or max((len(given) for given in listed), default=16)
+
+    @property
+    def _texts(self) -> dict[str, Any]:
+        return {} if self.text is None else self.text if isinstance(self.text, dict) else {"text": self.text}
+
+    @property
+    def _columns(self) -> dict[str, list[str | None]]:
+        return {str(name): given if isinstance(given, list) else [given] for name, given in self._texts.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,16 +148,30 @@ def _main(argv: Sequence[str]) -> None:
     line = cli.parse(argv, USAGE)
     options = cli.options(line, Options)
     module, file = _load(options)
-    import torch
-
-    from .conditions import Cond
-
-    cond = Cond() if options.classes is None else Cond(label=torch.tensor(options.classes, device=module.device))
+    cond = _conditions(module, options)
     walk = sampler_for(module, options.sampler, options.steps)
     given: dict[str, Any] = {"guidance": options.guidance, "seed": options.seed, "chunk": options.chunk}
     x = module.sample(options.count, cond, **given, **({} if walk is None else {"sampler": walk}))
     for path in _write(options, file, x.float().cpu()):
         print(path)
+
+
+def _conditions(module: Any, options: Options) -> Any:
+    """What the samples are to show: classes, prompts through the module's own encoders, or nothing."""
+    import torch
+
+    from .conditions import Cond
+
+    label = None if options.classes is None else torch.tensor(options.classes, device=module.device)
+    if not options.texts:
+        return Cond(label=label)
+    sources = getattr(module, "text", None)
+    read = [] if sources is None else [encoder.reads for encoder in sources.encoders.values()]
+    if unknown := [name for name in options.texts if name not in read]:
+        reads = f"reads {', '.join(map(repr, read))}: write text={{{read[0]}: ...}}" if read else "was trained without text"
+        raise ValueError(f"there is nothing in this model that reads {unknown[0]!r}; it {reads}")
+    with torch.no_grad():
+        return module.condition({**({} if label is None else {"label": label}), **options.texts})
 
 
 def _check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:
@@ -172,7 +206,8 @@ def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
         Path(options.out) if options.out else file.parent.with_name("samples") if file.parent.name == "checkpoints" else Path("samples")
     )
     weights = options.weights.replace(":", "_")
-    stem = folder / f"{file.stem}-{weights}-n{options.count}-w{options.guidance:g}-seed{options.seed}"
+    prompt = next((f"-{_slug(text)}" for column in options.texts.values() for text in column if text), "")
+    stem = folder / f"{file.stem}-{weights}-n{options.count}-w{options.guidance:g}-seed{options.seed}{prompt}"
     written = []
     if x.ndim in (4, 5) and x.shape[1] in (1, 3):
         written.append(media.save(media.grid(x), f"{stem}{'.png' if x.ndim == 4 else '.gif'}"))
@@ -181,6 +216,11 @@ def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
         written.append(stem.with_name(f"{stem.name}.{kind}"))
         files.write(written[-1], lambda handle: handle.write(_bytes(kind, x, options.classes)))
     return written
+
+
+def _slug(text: str) -> str:
+    """The beginning of a prompt as part of a file name."""
+    return re.sub(r"[^\w]+", "_", text)[:40].strip("_")
 
 
 def _bytes(kind: str, x: Tensor, classes: list[int] | None) -> bytes:

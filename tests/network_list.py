@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, SongUNet, UNet
+from diffx.networks import MLP, DiT, SongUNet, UNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -69,6 +69,12 @@ NETWORKS = {
     "ddpmpp": Case(lambda: SongUNet(3, **SMALL, classes=4, vectors={"augment": 9}), fresh_zero=False),
     "ncsnpp": Case(
         lambda: SongUNet(3, **SMALL, maps={"low_res": 3}, embedding="fourier", pyramid=True, taps=(1, 3, 3, 1)), fresh_zero=False
+    ),
+    "dit": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, other_sizes="stretch")),
+    "dit_all": Case(
+        lambda: DiT(
+            3, 6, size=8, width=32, depth=2, heads=4, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, other_sizes="count"
+        )
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "mlp_curve": Case(lambda: MLP(12, width=16), shape=(3, 4)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from diffx.samplers import LMS, Ancestral, DPMpp2M, DPMpp2MSDE, Euler, Heun
+from diffx.samplers import LMS, Ancestral, DoubleStride, DPMpp2M, DPMpp2MSDE, Euler, Heun
 
 DETERMINISTIC = {
     "euler": Euler,
@@ -22,5 +22,6 @@ STOCHASTIC = {
     "ancestral_large": partial(Ancestral, variance=1.0),
     "ancestral_half": partial(Ancestral, eta=0.5, variance=0.5),
     "dpmpp_2m_sde": DPMpp2MSDE,
+    "double_stride": DoubleStride,
 }
 SAMPLERS = {**DETERMINISTIC, **STOCHASTIC}

@@ -8,11 +8,25 @@ import torch
 
 from diffx import EDM, Cond, Denoiser
 from diffx.augment import AugmentPipe
-from diffx.denoiser import EDMPrecond, FlowPrecond
+from diffx.codecs import KL
+from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
 from diffx.module import DiffusionModule
-from diffx.networks import UNet
-from diffx.samplers import Heun
-from diffx.schedules import Flow
+from diffx.networks import ConvAutoencoder, DiT, UNet
+from diffx.samplers import Heun, MultiStep
+from diffx.schedules import DDPM, Flow, Levels
+from diffx.techniques import (
+    DMD,
+    Autoencoder,
+    ConsistencyDistillation,
+    DiTDiffusion,
+    GuidanceDistillation,
+    LearnedRange,
+    MeanFlow,
+    ProgressiveDistillation,
+)
+from diffx.techniques.consistency import EasyTuning
+from diffx.techniques.dmd import Discriminator
+from diffx.text import Bytes, Words
 from diffx.weightings import LearnedUncertainty
 
 
@@ -33,6 +47,28 @@ def edm(net: UNet | None = None, *, precond: Any = EDMPrecond(), **options: Any)
     return EDM(Denoiser(net or unet(), precond), shape=(1, 8, 8), sampler=Heun(4), **options)
 
 
+def dit(out_channels: int = 1, **options: Any) -> DiTDiffusion:
+    net = DiT(channels=1, out_channels=out_channels, size=8, width=32, depth=2, heads=4, classes=4)
+    return DiTDiffusion(net, shape=(1, 8, 8), **options)
+
+
+def progressive(teacher: Denoiser | None = None, **options: Any) -> ProgressiveDistillation:
+    return ProgressiveDistillation(teacher or Denoiser(unet()), shape=(1, 8, 8), **{"teacher_steps": 4, "iterations": 8, **options})
+
+
+def consistency(**options: Any) -> ConsistencyDistillation:
+    return ConsistencyDistillation(Denoiser(unet()), shape=(1, 8, 8), tuning=EasyTuning(images=12), **options)
+
+
+def dmd(**options: Any) -> DMD:
+    critic = {"discriminator": Discriminator(32, 16), "features": "body.middle.1"}
+    return DMD(Denoiser(unet()), shape=(1, 8, 8), every=2, **{**critic, **options})
+
+
+def meanflow(**options: Any) -> MeanFlow:
+    return MeanFlow(Denoiser(unet(vectors={"duration": 1}), FlowPrecond(FlowTime(4.0))), shape=(1, 8, 8), **options)
+
+
 def pictures(n: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(n)
     return {"x": torch.rand(n, 1, 8, 8, generator=generator) * 2 - 1, "label": torch.arange(n) % 4}
@@ -42,10 +78,44 @@ def labels(n: int) -> Cond:
     return Cond(label=torch.arange(n) % 4)
 
 
+def text_edm() -> EDM:
+    """Two encoders trained along: one heard as tokens and as a vector, one as tokens only."""
+    net = unet(classes=0, tokens={"words": 8, "bytes": 8}, vectors={"words_pooled": 8})
+    return edm(net, text={"words": Words(["red", "blue"], 8, 1, 2), "bytes": Bytes(8, 1, 2, 16)})
+
+
+def captioned(n: int) -> dict[str, Any]:
+    return {"x": pictures(n)["x"], "text": [("red", "blue red")[i % 2] for i in range(n)]}
+
+
+def prompts(n: int) -> Cond:
+    tokens = {name: torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(n)) for name in ("words", "bytes")}
+    return Cond(tokens=tokens, vectors={"words_pooled": tokens["words"].mean(1)})
+
+
+def latent_edm() -> EDM:
+    """The codec has fresh weights: the contract holds for any."""
+    net = UNet(channels=2, classes=4, width=16, mults=(1,), blocks=1)
+    return EDM(Denoiser(net), shape=(1, 8, 8), codec=KL(ConvAutoencoder(1, 2, 8, (1, 2))), sampler=Heun(4))
+
+
 TECHNIQUES = {
     "edm": Case(edm, pictures, labels),
     "edm_unconditional": Case(lambda: edm(unet(classes=0)), pictures, lambda n: Cond()),
     "edm_flow": Case(lambda: edm(precond=FlowPrecond(), schedule=Flow()), pictures, labels),
     "edm_uncertainty": Case(lambda: edm(uncertainty=LearnedUncertainty()), pictures, labels),
     "edm_augment": Case(lambda: edm(unet(vectors={"augment": 9}), augment=AugmentPipe()), pictures, labels),
+    "dit": Case(lambda: dit(sampler=Heun(4)), pictures, labels),
+    "dit_learned_variance": Case(lambda: dit(2, variance=LearnedRange(DDPM(length=8, beta_end=0.5))), pictures, labels),
+    "progressive": Case(progressive, pictures, labels),
+    "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),
+    "guided": Case(lambda: GuidanceDistillation(Denoiser(unet()), shape=(1, 8, 8), sampler=Heun(4)), pictures, labels),
+    "consistency": Case(lambda: consistency(sampler=MultiStep(2, Levels((80.0, 0.8)))), pictures, labels),
+    "consistency_training": Case(lambda: consistency(solver=None), pictures, labels),
+    "dmd": Case(dmd, pictures, labels),
+    "dmd_few_steps": Case(lambda: dmd(discriminator=None, features=None, levels=(80.0, 1.0)), pictures, labels),
+    "meanflow": Case(meanflow, pictures, labels),
+    "edm_text": Case(text_edm, captioned, prompts),
+    "latent": Case(latent_edm, pictures, labels),
+    "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),
 }

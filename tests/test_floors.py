@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "diffx").rglob("*.py"))
 
 FLOORS = {
-    1: "version tensors batch rng files codecs media metrics recipes data",
+    1: "version tensors batch rng files precomputed codecs media metrics recipes data",
     2: "schedules weightings conditions masking degradations text augment averages lr_schedules",
     3: "denoiser samplers networks",
     4: "guidance module editing cascade interop",
@@ -132,9 +132,11 @@ def test_mathematics_knows_no_trainer_no_configuration_no_data():
     assert not breaches(lambda a, b: room(a) in MATHEMATICS and (package_of(b) in foreign or room(b) == "data"))
 
 
-def test_techniques_take_networks_as_arguments_and_share_only_edm():
+def test_techniques_take_networks_as_arguments_and_share_only_their_bases():
+    bases = {"diffx.techniques.edm", "diffx.techniques.distillation", "diffx.techniques"}
+
     def forbidden(importer: str, imported: str) -> bool:
-        sibling = room(imported) == "techniques" and imported not in {"diffx.techniques.edm", "diffx.techniques"}
+        sibling = room(imported) == "techniques" and imported not in bases
         return room(importer) == "techniques" and (room(imported) == "networks" or (sibling and importer != "diffx.techniques"))
 
     assert not breaches(forbidden)

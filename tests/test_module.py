@@ -113,6 +113,18 @@ def test_what_is_not_trained_stays_in_evaluation_mode():
     assert not [name for name in module.trained_parameters() if name.startswith("teacher")]
 
 
+def test_a_loaded_module_trains_with_hidden_conditions_again():
+    modes = []
+
+    class Watch(Recorder):
+        def loss(self, batch, u=None):
+            modes.append(self.training)
+            return super().loss(batch, u)
+
+    fit(Watch().eval(), [{"x": torch.ones(4, 2)}] * 2, 2)
+    assert modes == [True, True]
+
+
 def test_validation_repeats_its_noise_and_leaves_training_noise_alone():
     def drawn(**options):
         module = Recorder()

@@ -57,3 +57,36 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, workers,
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "diffx", "datamodule"):
         assert not differences(whole.get(part), resumed.get(part), part)
     assert not differences(whole["callbacks"]["diffx.EMA"], resumed["callbacks"]["diffx.EMA"], "ema")
+
+
+def test_a_student_resumes_although_its_teacher_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, experiment, *more):
+        monkeypatch.delenv("DIFFX_RUN_FOLDER", raising=False)
+        words = [
+            f"experiment={experiment}",
+            "small=true",
+            f"runs={tmp_path}",
+            f"run={name}",
+            "callbacks.samples=null",
+            "trainer.accelerator=cpu",
+        ]
+        assert fit.main([*words, *more]) == 0
+
+    run("main", "digits/teacher", "callbacks.samples=null")
+    teacher = tmp_path / "digits" / "teacher" / "main"
+    given = [
+        "~module.teacher.net",
+        "+module.teacher.part=denoiser",
+        f"+module.teacher.path={teacher}",
+        "module.teacher._target_=diffx.load",
+    ]
+    run("whole", "digits/progressive", *given)
+    run("cut", "digits/progressive", *given, "trainer.max_steps=2")
+    teacher.rename(tmp_path / "elsewhere")
+    run("cut", "digits/progressive", *given)
+    whole, cut = (
+        torch.load(tmp_path / "digits" / "progressive" / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "cut")
+    )
+    assert cut["global_step"] == 3 and not differences(whole["state_dict"], cut["state_dict"])

@@ -4,6 +4,7 @@ from .arrays import Arrays, Memory
 from .digits import Digits
 from .emoji import Emoji
 from .folder import ImageFolder
+from .latents import Latents
 from .mapped import Mapped, TorchvisionSet
 from .module import DataModule, normalise
 from .order import Order, shard, split, stream
@@ -12,6 +13,7 @@ from .shapes import Shapes
 from .source import Batch, Items, Source
 
 __all__ = [
-    "Arrays", "Batch", "DataModule", "Digits", "Emoji", "ImageFolder", "Items", "Mapped", "Memory", "Order", "PictureReader", "Shapes",
+    "Arrays", "Batch", "DataModule", "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureReader",
+    "Shapes",
     "Source", "TorchvisionSet", "normalise", "shard", "split", "stream",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 __all__ = ["Layout", "Listing", "list_pictures"]
+
+log = logging.getLogger(__name__)
 
 Layout: TypeAlias = Literal["auto", "classes", "captions", "metadata", "plain"]
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -95,7 +98,9 @@ def _by_caption(paths: list[Path], texts: list[Path]) -> Listing:
     pictures, captions = {path.with_suffix("") for path in paths}, {text.with_suffix("") for text in texts}
     _none_left([t for t in texts if t.with_suffix("") not in pictures], "caption files without a picture of the same name")
     _none_left([p for p in paths if p.with_suffix("") not in captions], "pictures without a caption file of the same name")
-    return Listing("captions", paths, texts=[path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths])
+    stripped = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
+    _count_empty(stripped, paths)
+    return Listing("captions", paths, texts=stripped)
 
 
 def _by_metadata(root: Path, like: Listing | None) -> Listing:
@@ -108,6 +113,7 @@ def _by_metadata(root: Path, like: Listing | None) -> Listing:
     _none_left([path for path in paths if not path.is_file()], f"files named in {file} do not exist", FileNotFoundError)
     texts, labels = (_column(rows, name, file) for name in ("text", "label"))
     _none_left([text for text in texts or [] if not isinstance(text, str)], f"texts in {file} are no strings")
+    _count_empty(texts or [], paths)
     return Listing("metadata", paths, texts=texts, **(_numbered(labels, like, str(file)) if labels is not None else {}))
 
 
@@ -138,6 +144,12 @@ def _numbered(labels: list[Any], like: Listing | None, where: str) -> dict[str, 
     _none_left(sorted(set(labels) - set(names)), f"classes in {where} do not occur in training")
     number = {name: i for i, name in enumerate(names)}
     return {"labels": [number[label] for label in labels], "classes": len(names), "class_names": names}
+
+
+def _count_empty(texts: list[str], paths: list[Path]) -> None:
+    empty = [path for path, text in zip(paths, texts, strict=False) if not text.strip()]
+    if empty:
+        log.warning("%d of %d captions are empty, the first is that of %s", len(empty), len(texts), empty[0])
 
 
 def _none_left(wrong: list[Any], what: str, error: Callable[[str], Exception] = ValueError) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class PictureReader:
         """Pillow's name of the colour space."""
         return "RGB" if self.channels == 3 else "L"
 
-    def open(self, path: Path) -> Tensor:
+    def open(self, path: Path | BinaryIO) -> Tensor:
         """Read a file.
 
         Raises:

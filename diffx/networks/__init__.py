@@ -1,9 +1,22 @@
 """Networks: plain ``nn.Module``s with one contract, ``forward(x (B, C, *), noise (B,), cond) -> (B, C_out, *)`` or ``(output, extra)``."""
 
 from .attention import AttentionController, Site, attention_control
+from .autoencoder import ConvAutoencoder
 from .border import Conditions
+from .dit import DiT
 from .mlp import MLP
 from .song_unet import SongUNet
 from .unet import UNet, levels_at
 
-__all__ = ["MLP", "AttentionController", "Conditions", "Site", "SongUNet", "UNet", "attention_control", "levels_at"]
+__all__ = [
+    "MLP",
+    "AttentionController",
+    "Conditions",
+    "ConvAutoencoder",
+    "DiT",
+    "Site",
+    "SongUNet",
+    "UNet",
+    "attention_control",
+    "levels_at",
+]

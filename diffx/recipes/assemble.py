@@ -10,11 +10,13 @@ from typing import Any
 from .build import build
 from .check import takes
 from .compose import Config
+from .load import read
 from .sections import CALLBACKS, LOGGERS
 
 __all__ = ["Parts", "assemble", "seeded", "trainer_of"]
 
 TRAINER_DEFAULTS = {"max_epochs": -1, "check_val_every_n_epoch": None, "use_distributed_sampler": False}  # steps count, our samplers shard
+LOADERS = {"diffx.load", "diffx.recipes.load.load"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,13 @@ class Parts:
     callbacks: list[Any]
 
 
-def assemble(config: Config) -> Parts:
+def assemble(config: Config, start: Path | None = None) -> Parts:
     """Build module, data and callbacks; initial weights are a function of ``seed``, alike on every rank.
+
+    Args:
+        config: the experiment.
+        start: the checkpoint that the run continues from. Its recipe stands in for parts that were loaded from files now gone, such as a
+            teacher: their weights are in the checkpoint.
 
     Raises:
         RecipeError: a constructor refuses its arguments; begins with the key path.
@@ -35,12 +42,22 @@ def assemble(config: Config) -> Parts:
     from .. import rng
 
     rng.seed_default(config.tree.get("seed", 0), "weights")
-    module = build(seeded(config, "module"), at="module")
+    recipe = seeded(config, "module")
+    module = build(recipe if start is None else _survivors(recipe, read(start)[1]["diffx"]["recipe"]), at="module")
     data = build(seeded(config, "data"), at="data")
     callbacks = [build({"_target_": CALLBACKS.get(name), **part}, at=f"callbacks.{name}")
                  for name, part in _present(config.tree.get("callbacks"))]  # fmt: skip
     compile_nets(module, config.tree.get("compile", False))
     return Parts(module, data, callbacks)
+
+
+def _survivors(recipe: Any, stored: Any) -> Any:
+    """The recipe with ``diffx.load`` of a file that is gone replaced by what the checkpoint says of that part."""
+    if not isinstance(recipe, Mapping) or not isinstance(stored, Mapping):
+        return recipe
+    if recipe.get("_target_") in LOADERS and not Path(str(recipe.get("path"))).exists():
+        return stored
+    return {key: _survivors(value, stored.get(key)) for key, value in recipe.items()}
 
 
 def seeded(config: Config, section: str) -> dict[str, Any]:

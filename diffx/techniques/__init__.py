@@ -1,5 +1,22 @@
 """Techniques: one LightningModule per file."""
 
+from .autoencoder import Autoencoder
+from .consistency import ConsistencyDistillation
+from .dit import DiTDiffusion
+from .dit import LearnedRange as LearnedRange
+from .dmd import DMD
 from .edm import EDM
+from .guided import GuidanceDistillation
+from .meanflow import MeanFlow
+from .progressive import ProgressiveDistillation
 
-__all__ = ["EDM"]
+__all__ = [
+    "DMD",
+    "EDM",
+    "Autoencoder",
+    "ConsistencyDistillation",
+    "DiTDiffusion",
+    "GuidanceDistillation",
+    "MeanFlow",
+    "ProgressiveDistillation",
+]

@@ -16,7 +16,11 @@ every = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
 
 
 def out_shape(case: Case, net: nn.Module, n: int) -> tuple[int, ...]:
-    return (n, *case.shape) if isinstance(net, MLP) else (n, net.head.out_channels, *case.shape[1:])
+    return (
+        (n, *case.shape)
+        if isinstance(net, MLP)
+        else (n, net.out_channels if hasattr(net, "out_channels") else net.head.out_channels, *case.shape[1:])
+    )
 
 
 def without(cond: Cond, net: nn.Module) -> Cond:

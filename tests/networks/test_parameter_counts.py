@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from diffx.networks import SongUNet, UNet
+from diffx.networks import DiT, SongUNet, UNet
 
+DIT = {  # without the table of positions, which is no parameter here
+    "S/2": 32_865_056, "S/4": 32_920_448, "S/8": 33_142_016,
+    "B/2": 130_315_808, "B/4": 130_426_496, "B/8": 130_869_248,
+    "L/2": 457_840_672, "L/4": 457_988_224, "L/8": 458_578_432,
+    "XL/2": 674_834_720, "XL/4": 675_000_704, "XL/8": 675_664_640,
+}  # fmt: skip
 PUBLISHED = {
     "adm_64": (lambda: UNet.adm(64, out_channels=6), 295_904_454),
     "adm_64_edm": (lambda: UNet.adm(64), 295_899_267),
@@ -19,6 +25,7 @@ PUBLISHED = {
     "ncsnpp_32_classes": (lambda: SongUNet.ncsnpp(32, classes=10), 56_400_643),
     "ddpmpp_64": (lambda: SongUNet.ddpmpp(64), 61_805_571),
     "ncsnpp_64": (lambda: SongUNet.ncsnpp(64), 62_761_091),
+    **{f"dit_{name}": (lambda name=name: DiT.published(name), count) for name, count in DIT.items()},
 }
 
 
@@ -36,7 +43,9 @@ def test_published_heads():
     assert heads == {4} and narrow == {64}
 
 
-@pytest.mark.parametrize("make", [lambda: UNet.adm(32), lambda: SongUNet.ddpmpp(48)])
+@pytest.mark.parametrize(
+    "make", [lambda: UNet.adm(32), lambda: SongUNet.ddpmpp(48), lambda: DiT.published("M/2"), lambda: DiT.published("S/3")]
+)
 def test_unpublished_sizes(make):
-    with pytest.raises(ValueError, match="published sizes are"):
+    with pytest.raises(ValueError, match=r"published (sizes|names) are"):
         make()

@@ -40,7 +40,11 @@ def test_the_packaged_experiments_are_right():
 
     for name in names([packaged()]):
         for shrunk in ("small=true", "small=false"):
-            check(compose(name, [shrunk]))
+            try:
+                check(compose(name, [shrunk]))
+            except RecipeError as error:  # what only the user has (data, published weights) is asked for, and nothing else is wrong
+                if shrunk == "small=true" or not all("must be given" in problem for problem in error.problems):
+                    raise
 
 
 def test_everything_wrong_is_said_at_once_and_where(problems):

@@ -1,0 +1,20 @@
+"""Text (and picture) encoders behind one protocol, the sources that a model is told by, and a cache of embeddings.
+
+An encoder turns a column of a batch into `Encoded`: token states, mask, pooled vector. `Bytes` and `Words` are trained along with the
+denoiser and need nothing; `T5`, `CLIPText`, `CLIPImage` and `MiniLM` are frozen and need the extra ``text``. `Sources` gives encoders the
+names under which networks take them; `Cached` remembers what a frozen encoder made.
+"""
+
+from .cache import Cached
+from .encoder import Encoded, Encoder, Row, TextEncoder, Tokenized, masked_mean
+from .images import CLIPImage
+from .learned import Bytes, Words
+from .pretrained import T5, CLIPText, MiniLM
+from .sources import Sources, as_sources, pooled_name
+from .spans import TokenSpan
+from .store import Store
+
+__all__ = [
+    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "MiniLM", "Row", "Sources", "Store", "TextEncoder", "TokenSpan",
+    "Tokenized", "Words", "as_sources", "masked_mean", "pooled_name",
+]  # fmt: skip
