@@ -147,7 +147,7 @@ class DiffusionModule(Parts, ABC):
                 part = cond.rows(slice(start, start + m)).map(lambda t: t.clone()).to(self.device)
                 z = draw((m, *latent), part, rng.sample_generators(seed, m, start))
                 parts.append(self.codec.decode(z).clamp(-1, 1))
-        return torch.cat(parts)
+            return torch.cat(parts)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
