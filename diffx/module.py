@@ -255,6 +255,10 @@ class DiffusionModule(Parts, ABC):
         steps = self.trainer.max_steps - self.phase_start[0]
         return steps * self.global_batch if steps > 0 and self.local_batch else math.inf
 
+    def phase_done(self) -> bool:
+        """Whether the current phase has had its last step. Techniques with phases override it."""
+        return False
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and count the images of it."""
         super().optimizer_step(*args, **kwargs)
