@@ -11,9 +11,9 @@ from diffx.augment import AugmentPipe
 from diffx.codecs import KL
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
 from diffx.module import DiffusionModule
-from diffx.networks import ConvAutoencoder, DiT, UNet
-from diffx.samplers import Heun, MultiStep
-from diffx.schedules import DDPM, Flow, Levels
+from diffx.networks import RIN, ConvAutoencoder, DiT, UNet
+from diffx.samplers import Euler, Heun, MultiStep
+from diffx.schedules import DDPM, Flow, GammaCosine, Levels
 from diffx.techniques import (
     DMD,
     Autoencoder,
@@ -23,6 +23,7 @@ from diffx.techniques import (
     LearnedRange,
     MeanFlow,
     ProgressiveDistillation,
+    RINDiffusion,
 )
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
@@ -50,6 +51,11 @@ def edm(net: UNet | None = None, *, precond: Any = EDMPrecond(), **options: Any)
 def dit(out_channels: int = 1, **options: Any) -> DiTDiffusion:
     net = DiT(channels=1, out_channels=out_channels, size=8, width=32, depth=2, heads=4, classes=4)
     return DiTDiffusion(net, shape=(1, 8, 8), **options)
+
+
+def rin(**options: Any) -> RINDiffusion:
+    net = RIN(1, size=8, patch=2, width=16, latents=4, latent_width=16, blocks=1, depth=1, heads=2, read_heads=2, classes=4)
+    return RINDiffusion(net, shape=(1, 8, 8), sampler=Euler(4, GammaCosine()), **options)
 
 
 def progressive(teacher: Denoiser | None = None, **options: Any) -> ProgressiveDistillation:
@@ -107,6 +113,7 @@ TECHNIQUES = {
     "edm_augment": Case(lambda: edm(unet(vectors={"augment": 9}), augment=AugmentPipe()), pictures, labels),
     "dit": Case(lambda: dit(sampler=Heun(4)), pictures, labels),
     "dit_learned_variance": Case(lambda: dit(2, variance=LearnedRange(DDPM(length=8, beta_end=0.5))), pictures, labels),
+    "rin": Case(rin, pictures, labels),
     "progressive": Case(progressive, pictures, labels),
     "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),
     "guided": Case(lambda: GuidanceDistillation(Denoiser(unet()), shape=(1, 8, 8), sampler=Heun(4)), pictures, labels),
