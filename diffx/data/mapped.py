@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from ..recipes import recorded
-from .module import DataModule
+from .buckets import Buckets, Size
 from .order import split
-from .pictures import PictureReader
-from .source import Items, SettingError
+from .picture_module import PictureItems, PictureModule
+from .pictures import PictureReader, size_of
+from .source import SettingError
 
 __all__ = ["Mapped", "MappedItems", "TorchvisionSet"]
 
 Key = str | int | None
 
 
-class MappedItems(Items):
+class MappedItems(PictureItems):
     """A source over a map-style data set.
 
     Args:
@@ -39,8 +40,8 @@ class MappedItems(Items):
         self, dataset: Any, reader: PictureReader, *, image: str | int = "image", label: Key = "label", text: Key = None,
         rows: np.ndarray | None = None, class_names: Sequence[str] | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(**options)
-        self.dataset, self.reader, self.class_names = dataset, reader, class_names
+        super().__init__(reader, **options)
+        self.dataset, self.class_names = dataset, class_names
         self.image, self.label, self.text = image, label, text
         self.rows = np.arange(len(dataset)) if rows is None else rows
 
@@ -55,13 +56,17 @@ class MappedItems(Items):
     def item(self, index: int) -> dict[str, Any]:
         """Read picture, label and text."""
         sample = self.dataset[int(self.rows[index])]
-        item: dict[str, Any] = {"x": self.reader(self._get(sample, self.image, "image"))}
+        item = self.pictured(index, self._get(sample, self.image, "image"))
         if self.label is not None:
             item["label"] = self._integer(self._get(sample, self.label, "label"), index)
         if self.text is not None:
             text = self._get(sample, self.text, "text")
             item["text"] = text if isinstance(text, str) else text[int(torch.randint(len(text), ()))]
         return item
+
+    def extent(self, index: int) -> Size:
+        """Read the whole item: the data set offers no other way."""
+        return size_of(self._get(self.dataset[int(self.rows[index])], self.image, "image"))
 
     def _get(self, sample: Any, key: str | int, role: str) -> Any:
         present = list(sample) if isinstance(sample, Mapping) else list(range(len(sample)))
@@ -77,7 +82,7 @@ class MappedItems(Items):
 
 
 @recorded
-class Mapped(DataModule):
+class Mapped(PictureModule):
     """Any map-style data set object, a Hugging Face ``datasets.Dataset`` among them.
 
     Pictures may be Pillow pictures, uint8 arrays ``(H, W)`` or ``(H, W, C)``, uint8 tensors ``(C, H, W)`` (all resized as in
@@ -90,6 +95,7 @@ class Mapped(DataModule):
         val: another data set for validation, or the fraction that a fixed permutation holds out; in [0, 1).
         image, label, text: key (of a mapping) or place (in a tuple) of each; None = not there. Of several texts one is drawn.
         size: side of the square, or (height, width), in pixels; None = as they are, all alike.
+        buckets: sizes of aspect-ratio buckets instead of one ``size``, as in `PictureModule`. Each start then reads all pictures once.
         channels: 3 = RGB, 1 = grey.
         flip: mirror training pictures left-right with probability 1/2.
         classes: number of classes; None = from the data set's ``features`` (Hugging Face) or ``classes`` (torchvision), else unknown.
@@ -103,12 +109,12 @@ class Mapped(DataModule):
 
     def __init__(
         self, dataset: Any, batch_size: int, *, val: Any = 0.0, image: str | int = "image", label: Key = "label", text: Key = None,
-        size: int | tuple[int, int] | None = None, channels: int = 3, flip: bool = False, classes: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, num_workers: int = 0, seed: int = 0,
+        size: int | tuple[int, int] | None = None, buckets: Buckets | Sequence[Size] | None = None, channels: int = 3, flip: bool = False,
+        classes: int | None = None, on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, num_workers: int = 0,
+        seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size, size=size, buckets=buckets, channels=channels, flip=flip, num_workers=num_workers, seed=seed)
         self.dataset, self.held = dataset, val
-        self.readers = tuple(PictureReader(size, channels, mirrored) for mirrored in (flip, False))
         self.options = {
             "image": image, "label": label, "text": text, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
         }  # fmt: skip
@@ -126,7 +132,7 @@ class Mapped(DataModule):
 
 
 @recorded
-class TorchvisionSet(DataModule):
+class TorchvisionSet(PictureModule):
     """An image data set of torchvision, by name.
 
     Args:
@@ -138,7 +144,7 @@ class TorchvisionSet(DataModule):
             ``val=None`` = no validation.
         label: whether the second entry of a sample is a class; False ignores it.
         classes: number of classes; None = from the data set's ``classes``, else unknown.
-        size, channels, flip, on_error, max_bad, num_workers, seed: as in `Mapped`.
+        size, buckets, channels, flip, on_error, max_bad, num_workers, seed: as in `Mapped`.
         options: further arguments of the data set's constructor.
 
     Raises:
@@ -148,14 +154,14 @@ class TorchvisionSet(DataModule):
 
     def __init__(
         self, name: str, root: str | Path, batch_size: int, *, download: bool = False, train: str = "train", val: str | None = "test",
-        label: bool = True, classes: int | None = None, size: int | tuple[int, int] | None = None, channels: int = 3, flip: bool = False,
+        label: bool = True, classes: int | None = None, size: int | tuple[int, int] | None = None,
+        buckets: Buckets | Sequence[Size] | None = None, channels: int = 3, flip: bool = False,
         on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, options: Mapping[str, Any] | None = None,
         num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size, size=size, buckets=buckets, channels=channels, flip=flip, num_workers=num_workers, seed=seed)
         self.set_name, self.root, self.download, self.splits = name, root, download, (train, val)
         self.extra = dict(options or {})
-        self.readers = tuple(PictureReader(size, channels, mirrored) for mirrored in (flip, False))
         self.options = {
             "image": 0, "label": 1 if label else None, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
         }  # fmt: skip
@@ -164,6 +170,7 @@ class TorchvisionSet(DataModule):
         """Download where it was asked for, in one process per node."""
         if self.download:
             self.sources()
+        super().prepare_data()
 
     def sources(self) -> tuple[MappedItems, MappedItems | None]:
         """Open the training and the validation split."""
