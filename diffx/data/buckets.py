@@ -1,32 +1,21 @@
 """Aspect-ratio buckets: pictures of like aspect share a batch, so that none is squeezed and little is cut away.
 
 A *bucket* is a size (height, width) that pictures are cut to. `grid_buckets` and `equal_area_buckets` make lists of sizes, `Buckets` sorts
-pictures into them, `BucketOrder` says which pictures make up which batch.
-
-The order is a pure function of (seed, epoch), like that of `diffx.data.order`. The pictures of each bucket are permuted and cut into
-*global batches* for one optimizer step each: ranks x accumulated micro-batches x batch size, all of one bucket. Then the list of global
-batches is permuted, which draws the next bucket with a probability proportional to its remaining batches. So all ranks have the same shape
-and cost at every step, W ranks read what one rank with W micro-batches reads, and a run continues anywhere from a count of steps.
+pictures into them; `diffx.data.BucketOrder` says which pictures make up which batch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
-import torch
 
-from .. import rng
 from ..recipes import recorded
-from .order import Request
 
-__all__ = ["BucketOrder", "Buckets", "Leftover", "Placed", "Size", "equal_area_buckets", "grid_buckets"]
+__all__ = ["Buckets", "Leftover", "Placed", "Size", "equal_area_buckets", "grid_buckets"]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +34,8 @@ def grid_buckets(
 
     Args:
         step: all sides are multiples of it: the total stride of the network, times that of the codec.
-        shortest, longest: of the sides, in pixels.
+        shortest: side, in pixels.
+        longest: side, in pixels.
         area: largest number of pixels.
         base: (height, width) of one more size.
 
@@ -80,7 +70,9 @@ def equal_area_buckets(area: int = 1024**2, *, step: int = 64, ratios: Sequence[
     sides = [(sqrt(area / ratio), sqrt(area * ratio)) for ratio in ratios]
     sizes = list(dict.fromkeys((round(height / step) * step, round(width / step) * step) for height, width in sides))
     if thin := [size for size in sizes if min(size) < step]:
-        raise ValueError(f"{area} pixels are too few for sides that are multiples of {step}: got {thin}; lower step or leave these ratios out")
+        raise ValueError(
+            f"{area} pixels are too few for sides that are multiples of {step}: got {thin}; lower step or leave these ratios out"
+        )
     if off := [size for size in sizes if not 0.75 <= size[0] * size[1] / area <= 1.25]:
         log.warning("sizes with an area further than a quarter from %d pixels, because sides are multiples of %d: %s", area, step, off)
     return sizes
@@ -146,7 +138,7 @@ class Buckets(Sequence):
         """Number of sizes."""
         return len(self.sizes)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    def __getitem__(self, index):
         """The size (height, width) of a bucket."""
         return self.sizes[index]
 
@@ -191,6 +183,30 @@ class Buckets(Sequence):
         bucket[out] = -1
         return Placed(bucket, ratio)
 
+    def merged(self, placed: Placed, global_batch: Sequence[int]) -> np.ndarray:
+        """Move what fills no global batch, from the emptiest bucket to the fullest; the last one keeps what it has.
+
+        Args:
+            placed: where pictures belong.
+            global_batch: pictures of a global batch, by bucket.
+
+        Returns:
+            ``(N,)`` the bucket of each picture after "merge" or "square".
+        """
+        bucket = placed.bucket.copy()
+        counts = np.bincount(bucket[bucket >= 0], minlength=len(self))
+        left = sorted(np.flatnonzero(counts).tolist(), key=lambda number: (counts[number], number))
+        if self.leftover == "square":
+            left = [number for number in left if number != self.square] + [self.square]
+        while len(left) > 1:
+            number = left.pop(0)
+            ids = np.flatnonzero(bucket == number)
+            near = min(left, key=lambda other: abs(self.ratios[other] - self.ratios[number]))
+            target = self.square if self.leftover == "square" else near
+            nearest = np.argsort(np.abs(placed.ratio[ids] - self.ratios[target]), kind="stable")
+            bucket[ids[nearest[: len(ids) % global_batch[number]]]] = target
+        return bucket
+
     def _nearest(self, ratio: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
         error = np.abs(ratio[:, None] - self.ratios[self._ranked]).round(9)  # rounded, so that equals are equal
         if allowed is not None:
@@ -198,105 +214,5 @@ class Buckets(Sequence):
         return self._ranked[error.argmin(1)]
 
 
-class BucketOrder:
-    """Endless order of pictures in buckets.
-
-    Args:
-        buckets: sizes and policies.
-        placed: where each picture belongs.
-        batch_size: pictures per slice, unless the buckets have a budget.
-        slices: of a global batch: data-parallel ranks x accumulated micro-batches.
-        seed: key of the permutations.
-
-    Attributes:
-        bucket: ``(N,)`` bucket of each picture, -1 for those left out: as placed, after merging.
-        global_batch: pictures per optimizer step, by bucket.
-        fingerprint: tells orders apart; equal ones continue each other.
-
-    Raises:
-        ValueError: no picture has a bucket, or with "drop" no bucket fills a global batch.
-    """
-
-    def __init__(self, buckets: Buckets, placed: Placed, batch_size: int, slices: int = 1, seed: int = 0) -> None:
-        self.seed, self.slices, self.leftover = seed, slices, buckets.leftover
-        self.batch_sizes = buckets.batch_sizes(batch_size)
-        self.global_batch = [size * slices for size in self.batch_sizes]
-        self.bucket = placed.bucket
-        if buckets.leftover in ("merge", "square"):
-            self.bucket = _merged(buckets, placed, self.global_batch)
-        filled = [np.flatnonzero(self.bucket == number) for number in range(len(buckets))]
-        self._members = [(number, ids) for number, ids in enumerate(filled) if len(ids)]
-        self._length = sum(self._batches(number, len(ids)) for number, ids in self._members)
-        if not self._length:
-            raise ValueError(f"no bucket has the {min(self.global_batch)} or more pictures of a global batch ({len(self.bucket)} pictures in "
-                             f"all, {int((self.bucket >= 0).sum())} in buckets); lower batch_size, or set leftover='pad'")  # fmt: skip
-        about = repr((buckets.sizes, self.global_batch, seed, self.leftover)).encode()
-        self.fingerprint = hashlib.blake2b(about + self.bucket.astype("<i8").tobytes(), digest_size=8).hexdigest()
-        self._epoch: tuple[int, list[np.ndarray], list[int], list[int]] = (-1, [], [], [])
-
-    def __len__(self) -> int:
-        """Global batches in an epoch, which are as many on every rank."""
-        return self._length
-
-    def at(self, step: int) -> tuple[int, int, np.ndarray]:
-        """Epoch, bucket and pictures ``(G,)`` of the global batch number ``step``."""
-        epoch, place = divmod(step, len(self))
-        batches, numbers, _ = self._cut(epoch)
-        return epoch, numbers[place], batches[place].copy()
-
-    def samples(self, step: int) -> int:
-        """Pictures in all global batches before number ``step``."""
-        epoch, place = divmod(step, len(self))
-        ends = self._cut(epoch)[2]
-        return epoch * ends[-1] + (ends[place - 1] if place else 0)
-
-    def step_at(self, samples: int) -> int:
-        """The last global batch that begins after at most this many pictures."""
-        epoch, rest = divmod(samples, self._cut(0)[2][-1])
-        return epoch * len(self) + bisect_right(self._cut(epoch)[2], rest)
-
-    def stream(self, start: int, rank: int = 0, world: int = 1) -> Iterator[Request]:
-        """Walk the micro-batches of one rank without end, from the global batch number ``start``."""
-        for step in count(start):
-            epoch, _, ids = self.at(step)
-            for piece in np.split(ids, self.slices)[rank::world]:
-                yield [(epoch, piece)]
-
-    def _batches(self, number: int, members: int) -> int:
-        whole, rest = divmod(members, self.global_batch[number])
-        return whole + (rest > 0 and self.leftover != "drop")
-
-    def _cut(self, epoch: int) -> tuple[list[np.ndarray], list[int], list[int]]:
-        """The epoch's global batches in order, their buckets, and the count of pictures up to the end of each."""
-        if self._epoch[0] != epoch:
-            draw = rng.generator(self.seed, "buckets", epoch)
-            cut: list[tuple[int, np.ndarray]] = []
-            for number, ids in self._members:
-                batches, size = self._batches(number, len(ids)), self.global_batch[number]
-                mixed = np.resize(ids[torch.randperm(len(ids), generator=draw).numpy()], batches * size)  # pads by beginning again
-                cut += [(number, piece) for piece in mixed.reshape(batches, size)]
-            mixed_up = [cut[place] for place in torch.randperm(len(cut), generator=draw).tolist()]
-            ends = np.cumsum([len(piece) for _, piece in mixed_up]).tolist()
-            self._epoch = epoch, [piece for _, piece in mixed_up], [number for number, _ in mixed_up], ends
-        return self._epoch[1:]
-
-
 def _log_ratio(sizes: np.ndarray) -> np.ndarray:
     return np.log(sizes[:, 1]) - np.log(sizes[:, 0])  # a difference, so that transposing changes only the sign
-
-
-def _merged(buckets: Buckets, placed: Placed, global_batch: Sequence[int]) -> np.ndarray:
-    """Move what fills no global batch, from the emptiest bucket to the fullest; the last one keeps what it has."""
-    bucket = placed.bucket.copy()
-    counts = np.bincount(bucket[bucket >= 0], minlength=len(buckets))
-    left = sorted(np.flatnonzero(counts).tolist(), key=lambda number: (counts[number], number))
-    if buckets.leftover == "square":
-        left = [number for number in left if number != buckets.square] + [buckets.square]
-    while len(left) > 1:
-        number = left.pop(0)
-        ids = np.flatnonzero(bucket == number)
-        near = min(left, key=lambda other: abs(buckets.ratios[other] - buckets.ratios[number]))
-        target = buckets.square if buckets.leftover == "square" else near
-        nearest = np.argsort(np.abs(placed.ratio[ids] - buckets.ratios[target]), kind="stable")
-        bucket[ids[nearest[: len(ids) % global_batch[number]]]] = target
-    return bucket

@@ -108,7 +108,9 @@ class ImageFolder(PictureModule):
             batch_size, size=size, buckets=buckets, channels=channels, flip=flip, draft=draft, num_workers=num_workers, seed=seed
         )
         self.root, self.layout, self.held = Path(root), layout, val
-        self.options = {"seed": seed, "on_error": on_error, "max_bad": max_bad, "cache": self.root / ".diffx-sizes.npz"}
+        self.options: dict[str, Any] = {
+            "seed": seed, "on_error": on_error, "max_bad": max_bad, "cache": self.root / ".diffx-sizes.npz",
+        }  # fmt: skip
 
     def sources(self) -> tuple[FolderItems, FolderItems | None]:
         """List the pictures and part them."""

@@ -107,9 +107,10 @@ def _by_caption(paths: list[Path], texts: list[Path]) -> Listing:
 def _by_metadata(root: Path, like: Listing | None) -> Listing:
     found = [root / name for name in METADATA if (root / name).is_file()]
     if len(found) != 1:
-        problem = f"both {found[0]} and {found[1]}" if found else f"no {root / METADATA[0]}"
-        raise FileNotFoundError(f"{problem}; it holds one JSON object per picture: {{'file_name': ..., 'text': ..., 'label': ...}}, "
-                                f"or {METADATA[1]} these columns")  # fmt: skip
+        if found:
+            raise ValueError(f"{found[0]} and {found[1]} both say what lies in the folder; keep one")
+        raise FileNotFoundError(f"no {root / METADATA[0]}; it holds one JSON object per picture: {{'file_name': ..., 'text': ..., 'label': "
+                                f"...}}; {METADATA[1]} with such columns serves as well")  # fmt: skip
     (file,) = found
     rows = _table(file) if file.suffix == ".csv" else _lines(file)
     rows.sort(key=lambda row: row["file_name"])

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from .buckets import BucketOrder, Buckets, Placed, Size
+from .buckets import Buckets, Placed, Size
 from .module import DataModule
-from .order import Request
+from .order import BucketOrder, Request
 from .pictures import PictureReader, is_file, size_crop
 from .source import Batch, Items, SettingError, Source
 
@@ -110,7 +110,7 @@ class PictureModule(DataModule):
     """A DataModule over `PictureItems`.
 
     With ``buckets``, each optimizer step reads pictures of one size, on all ranks and in all its micro-batches (see
-    `diffx.data.buckets`), and a checkpoint counts steps of that order. Validation reads each picture once, bucket by bucket, beginning
+    `diffx.data.BucketOrder`), and a checkpoint counts steps of that order. Validation reads each picture once, bucket by bucket, beginning
     with the one nearest to a square; where a bucket's last pictures do not go round, the ranks without one repeat one.
 
     Args:
@@ -198,13 +198,12 @@ class PictureModule(DataModule):
         return self.order.stream(self._consumed, *self._rank) if self.buckets else super()._requests()
 
     def _held_requests(self, items: int) -> list[Request]:
-        placed = self._placed[1] if self.buckets else None
-        if not isinstance(self.buckets, Buckets) or placed is None:
+        placed, buckets = self._placed[1] if self.buckets else None, self.buckets
+        if not isinstance(buckets, Buckets) or placed is None:
             return super()._held_requests(items)
         (rank, world), requests = self._rank, list[Request]()
-        numbers = sorted(range(len(self.buckets)), key=lambda number: (number != self.buckets.square, number))
-        for number in numbers:
-            ids, size = np.flatnonzero(placed.bucket == number), self.buckets.batch_sizes(self.batch_size)[number] * world
+        for number in sorted(range(len(buckets)), key=lambda number: (number != buckets.square, number)):
+            ids, size = np.flatnonzero(placed.bucket == number), buckets.batch_sizes(self.batch_size)[number] * world
             for start in range(0, len(ids), size):
                 piece = ids[start : start + size]
                 requests.append([(0, piece[rank::world] if rank < len(piece) else piece[:1])])
@@ -246,7 +245,9 @@ def remembered(
     if cache.is_file():
         with np.load(cache) as stored:
             known = dict(zip(stored["names"].tobytes().decode().split("\0"), map(tuple, stored["rows"].tolist()), strict=True))
-    found: list[Any] = [known[name][2:] if name in known and known[name][:2] == stamp else None for name, stamp in zip(names, stamps, strict=True)]
+    found: list[Any] = [
+        known[name][2:] if name in known and known[name][:2] == stamp else None for name, stamp in zip(names, stamps, strict=True)
+    ]
     if new := [row for row, size in enumerate(found) if size is None]:
         for row, size in zip(new, measure(new), strict=True):
             found[row] = size
