@@ -36,7 +36,7 @@ def size_of(picture: Any) -> Size:
             return size_of(opened)
     if isinstance(picture, Image.Image):
         height, width = picture.height, picture.width
-        if picture.getexif().get(ORIENTATION, 1) > 4:  # lying on a side
+        if Image.Image.getexif(picture).get(ORIENTATION, 1) > 4:  # lying on a side; PngImageFile.getexif would decode the whole picture
             height, width = width, height
     else:
         height, width = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
@@ -136,10 +136,12 @@ class PictureReader:
             with Image.open(picture) as opened:
                 return self.framed(opened, size)
         height, width = size
-        original = size_of(picture)
-        if self.draft and isinstance(picture, Image.Image):
+        original = None
+        if self.draft and getattr(picture, "format", None) == "JPEG":
+            original = size_of(picture)
             self._draft(picture, size if original == (picture.height, picture.width) else (width, height))
         upright = self._upright(picture)
+        original = original or size_of(upright)
         high, wide = covering(original, size)
         mirrored = self._mirror()
         places = torch.rand(2).tolist() if self.scatter else (0.5, 0.5)
