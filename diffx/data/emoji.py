@@ -238,7 +238,7 @@ class Emoji(PictureModule):
         train, val = ([code for code in font.codes if (code in held) is side] for side in (False, True))
         if not self.buckets:
             return EmojiSource(font, train, self.size, **self.options), EmojiSource(font, val, self.size, **self.options) if val else None
-        options = {name: self.options[name] for name in ("background", "margin")} | {"seed": self.seed}
+        options = {name: self.options[name] for name in ("background", "margin")} | self.reading
         parts = zip((train, val), self.readers, strict=True)
         canvases = [EmojiCanvases(font, codes, self.size[0] * self.size[1], reader, **options) for codes, reader in parts]
         return canvases[0], canvases[1] if val else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ..recipes import recorded
-from .buckets import Buckets, Size
+from .buckets import Size
 from .listing import Layout, Listing, list_pictures
 from .order import split
 from .picture_module import PictureItems, PictureModule, remembered
@@ -78,47 +78,29 @@ class ImageFolder(PictureModule):
     Args:
         root: the folder.
         batch_size: samples per rank and micro-batch.
-        size: side of the square, or (height, width), in pixels; the largest centred box of that aspect is resampled with an antialiased
-            bicubic filter. None = as they are, all alike.
-        buckets: sizes of aspect-ratio buckets instead of one ``size``, as in `PictureModule`. What the pictures measure is remembered in
-            ``.diffx-sizes.npz`` of the folder.
         layout: as in the table; "auto" takes metadata if there is such a file, captions if a picture has one, classes if all pictures lie
             in sub-folders, plain if none does.
         val: name of a sub-folder with validation pictures (training then reads the sub-folder ``train`` if there is one, else all the
             rest; without such a sub-folder there is no validation), or the fraction that a fixed permutation holds out; in [0, 1).
-        channels: 3 = RGB, 1 = grey; transparency is laid over white.
-        flip: mirror training pictures left-right with probability 1/2.
-        draft: let the JPEG decoder reduce while it decodes: faster, slightly different pixels.
-        on_error: "raise" stops at an unreadable picture; "skip" takes the next one and lists it in ``bad_files.txt`` of the run folder.
-        max_bad: with "skip", the fraction of unreadable pictures that stops the run.
-        num_workers, seed: as in `DataModule`.
+        options: see `PictureModule`. In buckets, what the pictures measure is remembered in ``.diffx-sizes.npz`` of the folder.
 
     Raises:
         FileNotFoundError: no such folder, no pictures in it, or a metadata line names a missing file.
         ValueError: a caption without picture or the reverse, a broken metadata line, an unreadable picture, an unknown validation class.
     """
 
-    def __init__(
-        self, root: str | Path, batch_size: int, *, size: int | tuple[int, int] | None = None,
-        buckets: Buckets | Sequence[Size] | None = None, layout: Layout = "auto", val: str | float = "val", channels: int = 3,
-        flip: bool = False, draft: bool = False, on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01,
-        num_workers: int = 0, seed: int = 0,
-    ) -> None:  # fmt: skip
-        super().__init__(
-            batch_size, size=size, buckets=buckets, channels=channels, flip=flip, draft=draft, num_workers=num_workers, seed=seed
-        )
+    def __init__(self, root: str | Path, batch_size: int, *, layout: Layout = "auto", val: str | float = "val", **options: Any) -> None:
+        super().__init__(batch_size=batch_size, **options)
         self.root, self.layout, self.held = Path(root), layout, val
-        self.options: dict[str, Any] = {
-            "seed": seed, "on_error": on_error, "max_bad": max_bad, "cache": self.root / ".diffx-sizes.npz",
-        }  # fmt: skip
 
     def sources(self) -> tuple[FolderItems, FolderItems | None]:
         """List the pictures and part them."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root}; give the folder that holds the pictures")
         train, val = self._listings()
-        held = None if val is None else FolderItems(val, self.readers[1], **self.options)
-        return FolderItems(train, self.readers[0], **self.options), held
+        cache = self.root / ".diffx-sizes.npz"
+        held = None if val is None else FolderItems(val, self.readers[1], cache, **self.reading)
+        return FolderItems(train, self.readers[0], cache, **self.reading), held
 
     def _listings(self) -> tuple[Listing, Listing | None]:
         if not isinstance(self.held, str):

@@ -7,13 +7,13 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..recipes import recorded
-from .buckets import Buckets, Size
+from .buckets import Size
 from .order import split
 from .picture_module import PictureItems, PictureModule
 from .pictures import PictureReader, size_of
@@ -94,14 +94,8 @@ class Mapped(PictureModule):
         batch_size: samples per rank and micro-batch.
         val: another data set for validation, or the fraction that a fixed permutation holds out; in [0, 1).
         image, label, text: key (of a mapping) or place (in a tuple) of each; None = not there. Of several texts one is drawn.
-        size: side of the square, or (height, width), in pixels; None = as they are, all alike.
-        buckets: sizes of aspect-ratio buckets instead of one ``size``, as in `PictureModule`. Each start then reads all pictures once.
-        channels: 3 = RGB, 1 = grey.
-        flip: mirror training pictures left-right with probability 1/2.
         classes: number of classes; None = from the data set's ``features`` (Hugging Face) or ``classes`` (torchvision), else unknown.
-        on_error: "raise" stops at an unreadable item; "skip" takes the next one and lists it in ``bad_files.txt`` of the run folder.
-        max_bad: with "skip", the fraction of unreadable items that stops the run.
-        num_workers, seed: as in `DataModule`.
+        options: see `PictureModule`. In buckets, each start reads all pictures once.
 
     Raises:
         ValueError: a key is missing, an item is unreadable, a label is no integer or outside [0, classes), sizes differ.
@@ -109,21 +103,17 @@ class Mapped(PictureModule):
 
     def __init__(
         self, dataset: Any, batch_size: int, *, val: Any = 0.0, image: str | int = "image", label: Key = "label", text: Key = None,
-        size: int | tuple[int, int] | None = None, buckets: Buckets | Sequence[Size] | None = None, channels: int = 3, flip: bool = False,
-        classes: int | None = None, on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, num_workers: int = 0,
-        seed: int = 0,
+        classes: int | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size, size=size, buckets=buckets, channels=channels, flip=flip, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size=batch_size, **options)
         self.dataset, self.held = dataset, val
-        self.options = {
-            "image": image, "label": label, "text": text, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
-        }  # fmt: skip
+        self.columns = {"image": image, "label": label, "text": text, "classes": classes}
 
     def sources(self) -> tuple[MappedItems, MappedItems | None]:
         """Wrap the data set and part it."""
         if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
             raise TypeError(f"the data set needs len() and an index, {type(self.dataset).__name__} has not both; is it a stream?")
-        options = _with_classes(self.options, self.dataset)
+        options = _with_classes(self.columns, self.dataset) | self.reading
         if not isinstance(self.held, (int, float)):
             return MappedItems(self.dataset, self.readers[0], **options), MappedItems(self.held, self.readers[1], **options)
         rows, held = split(len(self.dataset), self.held)
@@ -144,8 +134,8 @@ class TorchvisionSet(PictureModule):
             ``val=None`` = no validation.
         label: whether the second entry of a sample is a class; False ignores it.
         classes: number of classes; None = from the data set's ``classes``, else unknown.
-        size, buckets, channels, flip, on_error, max_bad, num_workers, seed: as in `Mapped`.
         options: further arguments of the data set's constructor.
+        common: see `PictureModule`. In buckets, each start reads all pictures once.
 
     Raises:
         ValueError: torchvision has no such set (the nearest name is given).
@@ -154,17 +144,12 @@ class TorchvisionSet(PictureModule):
 
     def __init__(
         self, name: str, root: str | Path, batch_size: int, *, download: bool = False, train: str = "train", val: str | None = "test",
-        label: bool = True, classes: int | None = None, size: int | tuple[int, int] | None = None,
-        buckets: Buckets | Sequence[Size] | None = None, channels: int = 3, flip: bool = False,
-        on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, options: Mapping[str, Any] | None = None,
-        num_workers: int = 0, seed: int = 0,
+        label: bool = True, classes: int | None = None, options: Mapping[str, Any] | None = None, **common: Any,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size, size=size, buckets=buckets, channels=channels, flip=flip, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size=batch_size, **common)
         self.set_name, self.root, self.download, self.splits = name, root, download, (train, val)
         self.extra = dict(options or {})
-        self.options = {
-            "image": 0, "label": 1 if label else None, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
-        }  # fmt: skip
+        self.columns = {"image": 0, "label": 1 if label else None, "classes": classes}
 
     def prepare_data(self) -> None:
         """Download where it was asked for, in one process per node."""
@@ -182,7 +167,7 @@ class TorchvisionSet(PictureModule):
         kind = getattr(datasets, self.set_name)
         known = inspect.signature(kind).parameters
         opened = [self._opened_split(kind, known, part) for part in range(2)]
-        options = _with_classes(self.options, opened[0])
+        options = _with_classes(self.columns, opened[0]) | self.reading
         val = None if opened[1] is None else MappedItems(opened[1], self.readers[1], **options)
         return MappedItems(opened[0], self.readers[0], **options), val
 
@@ -197,11 +182,11 @@ class TorchvisionSet(PictureModule):
             raise FileNotFoundError(f"{self.set_name} is not complete under {self.root}: {way} ({error})") from error
 
 
-def _with_classes(options: dict[str, Any], dataset: Any) -> dict[str, Any]:
+def _with_classes(columns: dict[str, Any], dataset: Any) -> dict[str, Any]:
     """Add the class names that a Hugging Face (``features``) or torchvision (``classes``) data set carries, and their number."""
-    label, features = options["label"], getattr(dataset, "features", None)
+    label, features = columns["label"], getattr(dataset, "features", None)
     feature = features[label] if isinstance(features, Mapping) and label in features else None
     names = getattr(feature, "names", None) or getattr(dataset, "classes", None)
     if label is None or not isinstance(names, (list, tuple)):
-        return options
-    return {**options, "classes": options["classes"] or len(names), "class_names": [str(name) for name in names]}
+        return columns
+    return {**columns, "classes": columns["classes"] or len(names), "class_names": [str(name) for name in names]}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -101,7 +101,14 @@ class PictureItems(Items):
         return near if self.sizes is None else (at for at in near if (self.sizes[at] == self.sizes[index]).all())
 
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
-        """Read and stack the pictures; add "size_crop" in buckets."""
+        """Read and stack the pictures; add "size_crop" in buckets.
+
+        Raises:
+            ValueError: pictures of several buckets, and as in `Items`.
+        """
+        if self.sizes is not None and (self.sizes[indices] != self.sizes[indices[:1]]).any():
+            raise SettingError("pictures of several buckets make no batch, and what reads data without its order (evaluate, encode) "
+                               "would mix them; give the data one size instead of buckets")  # fmt: skip
         batch = super().fetch(indices, epoch)
         return {**batch, "size_crop": size_crop(batch["frame"])} if "frame" in batch else batch
 
@@ -115,28 +122,38 @@ class PictureModule(DataModule):
 
     Args:
         batch_size: samples per rank and micro-batch.
-        size: side of the square, or (height, width), in pixels; None = as they are, all alike.
-        buckets: sizes, or `Buckets` where the policies differ from the defaults; instead of ``size``.
-        channels, flip, draft: as in `PictureReader`; only training pictures are mirrored or, in buckets, cut at a random place.
+        size: side of the square, or (height, width), in pixels; the largest centred box of that aspect is resampled with an antialiased
+            bicubic filter. None = as they are, all alike.
+        buckets: sizes of aspect-ratio buckets instead of one ``size``, or `Buckets` where the policies differ from the defaults. Training
+            pictures are then cut at a random place.
+        channels: 3 = RGB, 1 = grey; transparency is laid over white.
+        flip: mirror training pictures left-right with probability 1/2.
+        draft: let the decoder of JPEG files reduce while it decodes: faster, slightly different pixels.
+        on_error: "raise" stops at an unreadable picture; "skip" takes the next one and lists it in ``bad_files.txt`` of the run folder.
+        max_bad: with "skip", the fraction of unreadable pictures that stops the run.
         num_workers, seed: as in `DataModule`.
 
     Attributes:
         buckets: the `Buckets`; empty without.
         readers: of training and of validation pictures.
+        reading: options of `Items`.
 
     Raises:
-        ValueError: both ``size`` and ``buckets``; a checkpoint whose global batches were cut differently.
+        ValueError: both ``size`` and ``buckets``; a picture that cannot be read, or too many; a checkpoint whose global batches were cut
+            differently.
     """
 
     def __init__(
         self, batch_size: int, *, size: int | Sequence[int] | None = None, buckets: Buckets | Sequence[Size] | None = None,
-        channels: int = 3, flip: bool = False, draft: bool = False, num_workers: int = 0, seed: int = 0,
+        channels: int = 3, flip: bool = False, draft: bool = False, on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01,
+        num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(batch_size, num_workers=num_workers, seed=seed)
         if size is not None and buckets is not None:
             raise ValueError(f"give size or buckets, not both; got size={size} and {len(buckets)} buckets")
         self.buckets: Buckets | tuple[()] = () if buckets is None else buckets if isinstance(buckets, Buckets) else Buckets(buckets)
         self.readers = PictureReader(size, channels, flip, draft, scatter=True), PictureReader(size, channels, False, draft)
+        self.reading: dict[str, Any] = {"seed": seed, "on_error": on_error, "max_bad": max_bad}
 
     def prepare_data(self) -> None:
         """Look at the sizes of all pictures, in one process per node; the others then find them remembered."""

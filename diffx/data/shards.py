@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from .. import files
 from ..recipes import recorded
-from .buckets import Buckets, Size
+from .buckets import Size
 from .listing import SUFFIXES
 from .order import split
 from .picture_module import PictureItems, PictureModule, remembered
@@ -196,16 +196,8 @@ class Shards(PictureModule):
         shards: a tar file, a folder of them, a pattern such as ``data/*.tar``, or a list of files.
         batch_size: samples per rank and micro-batch.
         val: as ``shards``, for validation, or the fraction that a fixed permutation holds out; in [0, 1).
-        size: side of the square, or (height, width), in pixels; None = as they are, all alike.
-        buckets: sizes of aspect-ratio buckets instead of one ``size``, as in `PictureModule`. What the pictures measure is remembered
-            beside the first tar.
-        channels: 3 = RGB, 1 = grey.
-        flip: mirror training pictures left-right with probability 1/2.
-        draft: let the JPEG decoder reduce while it decodes: faster, slightly different pixels.
         classes: number of classes; needed where samples have one.
-        on_error: "raise" stops at an unreadable sample; "skip" takes the next one and lists it in ``bad_files.txt`` of the run folder.
-        max_bad: with "skip", the fraction of unreadable samples that stops the run.
-        num_workers, seed: as in `DataModule`.
+        options: see `PictureModule`. In buckets, what the pictures measure is remembered beside the first tar.
 
     Raises:
         FileNotFoundError: there are no such files.
@@ -214,25 +206,20 @@ class Shards(PictureModule):
 
     def __init__(
         self, shards: str | Path | Sequence[str | Path], batch_size: int, *, val: str | Path | Sequence[str | Path] | float = 0.0,
-        size: int | tuple[int, int] | None = None, buckets: Buckets | Sequence[Size] | None = None, channels: int = 3, flip: bool = False,
-        draft: bool = False, classes: int | None = None, on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01,
-        num_workers: int = 0, seed: int = 0,
+        classes: int | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(
-            batch_size, size=size, buckets=buckets, channels=channels, flip=flip, draft=draft, num_workers=num_workers, seed=seed
-        )
-        self.shards, self.held = shards, val
-        self.options: dict[str, Any] = {"seed": seed, "classes": classes, "on_error": on_error, "max_bad": max_bad}
+        super().__init__(batch_size=batch_size, **options)
+        self.shards, self.held, self.told_classes = shards, val, classes
 
     def sources(self) -> tuple[ShardItems, ShardItems | None]:
         """Index the tar files and part the samples."""
-        train, rows = self._indexed(self.shards)
+        (train, rows), options = self._indexed(self.shards), {**self.reading, "classes": self.told_classes}
         if not isinstance(self.held, (int, float)):
-            given = ShardItems(*self._indexed(self.held), self.readers[1], **self.options)
-            return ShardItems(train, rows, self.readers[0], **self.options), given
+            given = ShardItems(*self._indexed(self.held), self.readers[1], **options)
+            return ShardItems(train, rows, self.readers[0], **options), given
         kept, held = (rows[part] for part in split(len(rows), self.held))
-        val = ShardItems(train, held, self.readers[1], **self.options) if len(held) else None
-        return ShardItems(train, kept, self.readers[0], **self.options), val
+        val = ShardItems(train, held, self.readers[1], **options) if len(held) else None
+        return ShardItems(train, kept, self.readers[0], **options), val
 
     def _indexed(self, shards: Any) -> tuple[list[TarIndex], np.ndarray]:
         indices = [index_tar(path) for path in _found(shards)]
@@ -241,7 +228,7 @@ class Shards(PictureModule):
             if kind != kinds[0]:
                 named = [[part for part, there in zip(PARTS, has, strict=True) if there] for has in (kinds[0], kind)]
                 raise ValueError(f"samples in {indices[0].path} hold {named[0]}, in {index.path} {named[1]}; make them equal")
-        if kinds[0][2] and self.options["classes"] is None:
+        if kinds[0][2] and self.told_classes is None:
             raise ValueError(f"samples in {indices[0].path} have a class (.cls); tell how many there are with classes=")
         lengths = np.concatenate([index.places[:, 1, 1] for index in indices])
         if empty := int((lengths == 0).sum()):

@@ -226,6 +226,12 @@ def test_two_ranks_read_what_one_rank_accumulates(tmp_path, monkeypatch):
     assert set(shown) == set(range(14)) and sum(shown.values()) - 14 <= 3, "each once, but where a last one does not go round"
 
 
+def test_buckets_are_not_mixed():
+    data = framed()
+    with pytest.raises(ValueError, match=r"pictures of several buckets make no batch .* give the data one size"):
+        data.train.fetch(np.arange(len(data.train)), 0)
+
+
 def test_unreadable_pictures_and_their_sizes(tmp_path, caplog):
     for i in range(12):
         Image.fromarray(coordinates(*((30, 30), (24, 40))[i % 2])).save(tmp_path / f"{i:02}.png")
