@@ -228,7 +228,7 @@ def test_two_ranks_read_what_one_rank_accumulates(tmp_path, monkeypatch):
 
 def test_buckets_are_not_mixed():
     data = framed()
-    with pytest.raises(ValueError, match=r"pictures of several buckets make no batch .* give the data one size"):
+    with pytest.raises(ValueError, match=r"pictures of several buckets make no batch.*give the data one size"):
         data.train.fetch(np.arange(len(data.train)), 0)
 
 
