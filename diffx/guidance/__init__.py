@@ -8,12 +8,12 @@ A `Carry` holds what a network hands to its own next call (RIN's latents). It be
 the same carry, then that of the conditional branch is kept.
 """
 
-from .binding import Carry, Guidance, Guide, Plain, bind
+from .binding import Carry, Guidance, Guide, Plain, bind, carried
 from .channels import FirstChannels
 from .contrast import Autoguidance, ClassifierFree, Interval, Piecewise, as_guide, classifier_free
 from .correction import DynamicThreshold, Rescale, StaticThreshold
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval", "Piecewise", "Plain",
-    "Rescale", "StaticThreshold", "as_guide", "bind", "classifier_free",
+    "Rescale", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from .edm import EDM
 from .guided import GuidanceDistillation
 from .meanflow import MeanFlow
 from .progressive import ProgressiveDistillation
+from .rin import RINDiffusion
 
 __all__ = [
     "DMD",
@@ -19,4 +20,5 @@ __all__ = [
     "GuidanceDistillation",
     "MeanFlow",
     "ProgressiveDistillation",
+    "RINDiffusion",
 ]
