@@ -96,11 +96,11 @@ class Buckets(Sequence):
 
     A picture goes where the logarithm of its aspect ratio is nearest, which treats upright and lying pictures alike (the difference of the
     ratios themselves does not); of equally near sizes to the largest one. It is scaled until it covers the size, and the rest is cut away:
-    the share ``1 - exp(-|log error|)``.
+    the share ``1 - exp(-e)`` for an error e of the logarithm.
 
     Args:
         sizes: (height, width) of each bucket in pixels.
-        max_log_error: largest |log error| of the aspect ratio; the default cuts away up to 22 %.
+        max_log_error: largest error of the logarithm of the aspect ratio; the default cuts away up to 22 %.
         beyond: what becomes of a picture beyond it: "drop" leaves it out, "nearest" cuts it all the same, "error" stops.
         small: what becomes of a picture with fewer pixels than its size: "enlarge", "drop" it, or take the nearest "smaller" size that it
             covers, where there is one.

@@ -18,7 +18,7 @@ from diffx.metrics.shapes_judge import ShapesJudge
 from diffx.networks import UNet
 from diffx.schedules import LogNormal
 
-SIDE, MARGIN = 20, 2
+SIDE, MARGIN = 16, 2
 WHOLE, CUT = (SIDE, SIDE, 0, 0, SIDE, SIDE), (2 * SIDE, SIDE, SIDE // 2, 0, SIDE, SIDE)  # frames: a square; a tall picture's middle
 
 
@@ -34,7 +34,7 @@ class Canvases:
     def __getitem__(self, i: int) -> dict:
         sides = ((SIDE, SIDE), (2 * SIDE, SIDE), (SIDE, 2 * SIDE))[i % 3]
         inner = (sides[0] - 2 * MARGIN, sides[1] - 2 * MARGIN)
-        content = scene(0, i, Rules((inner[0] / min(inner), inner[1] / min(inner)), (3, 3)))
+        content = scene(0, i, Rules((inner[0] / min(inner), inner[1] / min(inner)), (3, 3), (0.3, 0.45)))
         sheet = np.full((*sides, 3), to_uint8(content.background), dtype=np.uint8)
         sheet[MARGIN:-MARGIN, MARGIN:-MARGIN] = render([content], inner, 3)[0][0].transpose(1, 2, 0)
         return {"image": sheet}
@@ -65,7 +65,7 @@ def test_whole_things_are_drawn_when_asked_for():
     """2,000 steps."""
     torch.manual_seed(0)
     net = UNet(
-        channels=3, width=24, mults=(1, 2, 2), blocks=1, attention_levels=(2,), heads=2, resample="conv", vectors={"size_crop": 1536}
+        channels=3, width=16, mults=(1, 2, 2), blocks=1, attention_levels=(2,), heads=2, resample="conv", vectors={"size_crop": 1536}
     )
     module = EDM(
         Denoiser(net, EDMPrecond(sigma_data=0.28)), shape=(3, SIDE, SIDE), schedule=LogNormal(-0.4, 1.3),
