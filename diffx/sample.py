@@ -26,6 +26,7 @@ keys
   label=3                one class for all; labels=[0, 1, 2] one class each, repeated up to n; neither: no condition
   text="a red circle"    one prompt for all; text=[...] one each, repeated up to n, null for a sample without one;
                          text={COLUMN: ...} for a model whose encoders read other columns than "text"
+  size=[64, 96]          height and width in pixels, for a model trained in buckets; the module's own by default
   guidance=1             1 is off, 0 ignores the condition
   steps=18               sampling steps; the model's own by default
   sampler=Euler          by name, or as a mapping with _target_; the model's own by default
@@ -53,6 +54,7 @@ class Options:
     label: int | None = None
     labels: list[int] | None = None
     text: str | list[str | None] | dict | None = None
+    size: list[int] | None = None
     guidance: float = 1.0
     steps: int | None = None
     sampler: str | dict | None = None
@@ -72,6 +74,8 @@ class Options:
                 problems.append(f"{name} must be at least 1, got {value}")
         if self.label is not None and self.labels is not None:
             problems.append("give label=N for all samples or labels=[...] one by one, not both")
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            problems.append(f"size must be a height and a width in pixels, got {self.size}")
         if self.labels == []:
             problems.append("labels must hold at least one class, got []")
         if any(not column or not all(isinstance(entry, str | None) for entry in column) for column in self._columns.values()):
@@ -151,27 +155,42 @@ def _main(argv: Sequence[str]) -> None:
     cond = _conditions(module, options)
     walk = sampler_for(module, options.sampler, options.steps)
     given: dict[str, Any] = {"guidance": options.guidance, "seed": options.seed, "chunk": options.chunk}
+    given |= {} if options.size is None else {"shape": (*module.shape[:-2], *options.size)}
     x = module.sample(options.count, cond, **given, **({} if walk is None else {"sampler": walk}))
     for path in _write(options, file, x.float().cpu()):
         print(path)
 
 
 def _conditions(module: Any, options: Options) -> Any:
-    """What the samples are to show: classes, prompts through the module's own encoders, or nothing."""
+    """What the samples are to show: classes, prompts through the module's own encoders, or nothing; and that nothing is cut away."""
     import torch
 
     from .conditions import Cond
 
     label = None if options.classes is None else torch.tensor(options.classes, device=module.device)
+    vectors = _whole(module, options)
     if not options.texts:
-        return Cond(label=label)
+        return Cond(label=label, vectors=vectors)
     sources = getattr(module, "text", None)
     read = [] if sources is None else [encoder.reads for encoder in sources.encoders.values()]
     if unknown := [name for name in options.texts if name not in read]:
         reads = f"reads {', '.join(map(repr, read))}: write text={{{read[0]}: ...}}" if read else "was trained without text"
         raise ValueError(f"there is nothing in this model that reads {unknown[0]!r}; it {reads}")
     with torch.no_grad():
-        return module.condition({**({} if label is None else {"label": label}), **options.texts})
+        return module.condition({**({} if label is None else {"label": label}), **options.texts, **vectors})
+
+
+def _whole(module: Any, options: Options) -> dict[str, Tensor]:
+    """The size and crop condition of pictures that were never larger, where the network takes one."""
+    import torch
+
+    from .data import size_crop
+
+    net = getattr(getattr(module, "denoiser", None), "net", None)
+    if "size_crop" not in getattr(getattr(net, "conditions", None), "vectors", ()):
+        return {}
+    size = options.size or module.shape[-2:]
+    return {"size_crop": size_crop(torch.tensor([[*size, 0, 0, *size]] * options.count, device=module.device))}
 
 
 def _check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:
@@ -207,7 +226,8 @@ def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
     )
     weights = options.weights.replace(":", "_")
     prompt = next((f"-{_slug(text)}" for column in options.texts.values() for text in column if text), "")
-    stem = folder / f"{file.stem}-{weights}-n{options.count}-w{options.guidance:g}-seed{options.seed}{prompt}"
+    size = "" if options.size is None else "-{}x{}".format(*options.size)
+    stem = folder / f"{file.stem}-{weights}-n{options.count}{size}-w{options.guidance:g}-seed{options.seed}{prompt}"
     written = []
     if x.ndim in (4, 5) and x.shape[1] in (1, 3):
         written.append(media.save(media.grid(x), f"{stem}{'.png' if x.ndim == 4 else '.gif'}"))

@@ -1,19 +1,22 @@
 """DataModules: one per source of data, all with the same resumable order. Foreign LightningDataModules are equal citizens."""
 
 from .arrays import Arrays, Memory
+from .buckets import Buckets, Placed, equal_area_buckets, grid_buckets
 from .digits import Digits
 from .emoji import Emoji
 from .folder import ImageFolder
 from .latents import Latents
 from .mapped import Mapped, TorchvisionSet
 from .module import DataModule, normalise
-from .order import Order, shard, split, stream
-from .pictures import PictureReader
+from .order import BucketOrder, Order, shard, split, stream
+from .picture_module import PictureItems, PictureModule
+from .pictures import PictureReader, size_crop
 from .shapes import Shapes
+from .shards import Shards
 from .source import Batch, Items, Source
 
 __all__ = [
-    "Arrays", "Batch", "DataModule", "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureReader",
-    "Shapes",
-    "Source", "TorchvisionSet", "normalise", "shard", "split", "stream",
+    "Arrays", "Batch", "BucketOrder", "Buckets", "DataModule", "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory",
+    "Order", "PictureItems", "PictureModule", "PictureReader", "Placed", "Shapes", "Shards", "Source", "TorchvisionSet",
+    "equal_area_buckets", "grid_buckets", "normalise", "shard", "size_crop", "split", "stream",
 ]  # fmt: skip

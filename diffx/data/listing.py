@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 Layout: TypeAlias = Literal["auto", "classes", "captions", "metadata", "plain"]
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-METADATA = "metadata.jsonl"
+METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _files(root: Path, without: str | None) -> Iterator[Path]:
 
 
 def _guess(root: Path, paths: list[Path], texts: list[Path]) -> Layout:
-    if (root / METADATA).is_file():
+    if any((root / name).is_file() for name in METADATA):
         return "metadata"
     if {text.with_suffix("") for text in texts} & {path.with_suffix("") for path in paths}:
         return "captions"
@@ -104,10 +105,14 @@ def _by_caption(paths: list[Path], texts: list[Path]) -> Listing:
 
 
 def _by_metadata(root: Path, like: Listing | None) -> Listing:
-    file = root / METADATA
-    if not file.is_file():
-        raise FileNotFoundError(f"no {file}; it holds one JSON object per picture: {{'file_name': ..., 'text': ..., 'label': ...}}")
-    rows = [_row(line, f"{file}:{i}") for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    found = [root / name for name in METADATA if (root / name).is_file()]
+    if len(found) != 1:
+        if found:
+            raise ValueError(f"{found[0]} and {found[1]} both say what lies in the folder; keep one")
+        raise FileNotFoundError(f"no {root / METADATA[0]}; it holds one JSON object per picture: {{'file_name': ..., 'text': ..., 'label': "
+                                f"...}}; {METADATA[1]} with such columns serves as well")  # fmt: skip
+    (file,) = found
+    rows = _table(file) if file.suffix == ".csv" else _lines(file)
     rows.sort(key=lambda row: row["file_name"])
     paths = [root / row["file_name"] for row in rows]
     _none_left([path for path in paths if not path.is_file()], f"files named in {file} do not exist", FileNotFoundError)
@@ -115,6 +120,22 @@ def _by_metadata(root: Path, like: Listing | None) -> Listing:
     _none_left([text for text in texts or [] if not isinstance(text, str)], f"texts in {file} are no strings")
     _count_empty(texts or [], paths)
     return Listing("metadata", paths, texts=texts, **(_numbered(labels, like, str(file)) if labels is not None else {}))
+
+
+def _table(file: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file; an empty label is none, digits are a number."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows: list[dict[str, Any]] = list(csv.DictReader(lines))
+    for i, row in enumerate(rows, 2):
+        if not row.get("file_name") or None in row:
+            raise ValueError(f"{file}:{i} names no file or has more fields than the head line; the columns are {[*rows[0]]}")
+        label = row.get("label")
+        row["label"] = int(label) if label and label.isdecimal() else label or None
+    return rows
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [_row(line, f"{file}:{i}") for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
 
 
 def _row(line: str, where: str) -> dict[str, Any]:

@@ -7,23 +7,24 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..recipes import recorded
-from .module import DataModule
+from .buckets import Size
 from .order import split
-from .pictures import PictureReader
-from .source import Items, SettingError
+from .picture_module import PictureItems, PictureModule
+from .pictures import PictureReader, size_of
+from .source import SettingError
 
 __all__ = ["Mapped", "MappedItems", "TorchvisionSet"]
 
 Key = str | int | None
 
 
-class MappedItems(Items):
+class MappedItems(PictureItems):
     """A source over a map-style data set.
 
     Args:
@@ -39,8 +40,8 @@ class MappedItems(Items):
         self, dataset: Any, reader: PictureReader, *, image: str | int = "image", label: Key = "label", text: Key = None,
         rows: np.ndarray | None = None, class_names: Sequence[str] | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(**options)
-        self.dataset, self.reader, self.class_names = dataset, reader, class_names
+        super().__init__(reader, **options)
+        self.dataset, self.class_names = dataset, class_names
         self.image, self.label, self.text = image, label, text
         self.rows = np.arange(len(dataset)) if rows is None else rows
 
@@ -55,13 +56,17 @@ class MappedItems(Items):
     def item(self, index: int) -> dict[str, Any]:
         """Read picture, label and text."""
         sample = self.dataset[int(self.rows[index])]
-        item: dict[str, Any] = {"x": self.reader(self._get(sample, self.image, "image"))}
+        item = self.pictured(index, self._get(sample, self.image, "image"))
         if self.label is not None:
             item["label"] = self._integer(self._get(sample, self.label, "label"), index)
         if self.text is not None:
             text = self._get(sample, self.text, "text")
             item["text"] = text if isinstance(text, str) else text[int(torch.randint(len(text), ()))]
         return item
+
+    def extent(self, index: int) -> Size:
+        """Read the whole item: the data set offers no other way."""
+        return size_of(self._get(self.dataset[int(self.rows[index])], self.image, "image"))
 
     def _get(self, sample: Any, key: str | int, role: str) -> Any:
         present = list(sample) if isinstance(sample, Mapping) else list(range(len(sample)))
@@ -77,7 +82,7 @@ class MappedItems(Items):
 
 
 @recorded
-class Mapped(DataModule):
+class Mapped(PictureModule):
     """Any map-style data set object, a Hugging Face ``datasets.Dataset`` among them.
 
     Pictures may be Pillow pictures, uint8 arrays ``(H, W)`` or ``(H, W, C)``, uint8 tensors ``(C, H, W)`` (all resized as in
@@ -89,13 +94,8 @@ class Mapped(DataModule):
         batch_size: samples per rank and micro-batch.
         val: another data set for validation, or the fraction that a fixed permutation holds out; in [0, 1).
         image, label, text: key (of a mapping) or place (in a tuple) of each; None = not there. Of several texts one is drawn.
-        size: side of the square, or (height, width), in pixels; None = as they are, all alike.
-        channels: 3 = RGB, 1 = grey.
-        flip: mirror training pictures left-right with probability 1/2.
         classes: number of classes; None = from the data set's ``features`` (Hugging Face) or ``classes`` (torchvision), else unknown.
-        on_error: "raise" stops at an unreadable item; "skip" takes the next one and lists it in ``bad_files.txt`` of the run folder.
-        max_bad: with "skip", the fraction of unreadable items that stops the run.
-        num_workers, seed: as in `DataModule`.
+        options: see `PictureModule`. In buckets, each start reads all pictures once.
 
     Raises:
         ValueError: a key is missing, an item is unreadable, a label is no integer or outside [0, classes), sizes differ.
@@ -103,21 +103,17 @@ class Mapped(DataModule):
 
     def __init__(
         self, dataset: Any, batch_size: int, *, val: Any = 0.0, image: str | int = "image", label: Key = "label", text: Key = None,
-        size: int | tuple[int, int] | None = None, channels: int = 3, flip: bool = False, classes: int | None = None,
-        on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, num_workers: int = 0, seed: int = 0,
+        classes: int | None = None, **options: Any,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size=batch_size, **options)
         self.dataset, self.held = dataset, val
-        self.readers = tuple(PictureReader(size, channels, mirrored) for mirrored in (flip, False))
-        self.options = {
-            "image": image, "label": label, "text": text, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
-        }  # fmt: skip
+        self.columns = {"image": image, "label": label, "text": text, "classes": classes}
 
     def sources(self) -> tuple[MappedItems, MappedItems | None]:
         """Wrap the data set and part it."""
         if not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
             raise TypeError(f"the data set needs len() and an index, {type(self.dataset).__name__} has not both; is it a stream?")
-        options = _with_classes(self.options, self.dataset)
+        options = _with_classes(self.columns, self.dataset) | self.reading
         if not isinstance(self.held, (int, float)):
             return MappedItems(self.dataset, self.readers[0], **options), MappedItems(self.held, self.readers[1], **options)
         rows, held = split(len(self.dataset), self.held)
@@ -126,7 +122,7 @@ class Mapped(DataModule):
 
 
 @recorded
-class TorchvisionSet(DataModule):
+class TorchvisionSet(PictureModule):
     """An image data set of torchvision, by name.
 
     Args:
@@ -138,8 +134,8 @@ class TorchvisionSet(DataModule):
             ``val=None`` = no validation.
         label: whether the second entry of a sample is a class; False ignores it.
         classes: number of classes; None = from the data set's ``classes``, else unknown.
-        size, channels, flip, on_error, max_bad, num_workers, seed: as in `Mapped`.
         options: further arguments of the data set's constructor.
+        common: see `PictureModule`. In buckets, each start reads all pictures once.
 
     Raises:
         ValueError: torchvision has no such set (the nearest name is given).
@@ -148,22 +144,18 @@ class TorchvisionSet(DataModule):
 
     def __init__(
         self, name: str, root: str | Path, batch_size: int, *, download: bool = False, train: str = "train", val: str | None = "test",
-        label: bool = True, classes: int | None = None, size: int | tuple[int, int] | None = None, channels: int = 3, flip: bool = False,
-        on_error: Literal["raise", "skip"] = "raise", max_bad: float = 0.01, options: Mapping[str, Any] | None = None,
-        num_workers: int = 0, seed: int = 0,
+        label: bool = True, classes: int | None = None, options: Mapping[str, Any] | None = None, **common: Any,
     ) -> None:  # fmt: skip
-        super().__init__(batch_size, num_workers=num_workers, seed=seed)
+        super().__init__(batch_size=batch_size, **common)
         self.set_name, self.root, self.download, self.splits = name, root, download, (train, val)
         self.extra = dict(options or {})
-        self.readers = tuple(PictureReader(size, channels, mirrored) for mirrored in (flip, False))
-        self.options = {
-            "image": 0, "label": 1 if label else None, "classes": classes, "on_error": on_error, "max_bad": max_bad, "seed": seed,
-        }  # fmt: skip
+        self.columns = {"image": 0, "label": 1 if label else None, "classes": classes}
 
     def prepare_data(self) -> None:
         """Download where it was asked for, in one process per node."""
         if self.download:
             self.sources()
+        super().prepare_data()
 
     def sources(self) -> tuple[MappedItems, MappedItems | None]:
         """Open the training and the validation split."""
@@ -175,7 +167,7 @@ class TorchvisionSet(DataModule):
         kind = getattr(datasets, self.set_name)
         known = inspect.signature(kind).parameters
         opened = [self._opened_split(kind, known, part) for part in range(2)]
-        options = _with_classes(self.options, opened[0])
+        options = _with_classes(self.columns, opened[0]) | self.reading
         val = None if opened[1] is None else MappedItems(opened[1], self.readers[1], **options)
         return MappedItems(opened[0], self.readers[0], **options), val
 
@@ -190,11 +182,11 @@ class TorchvisionSet(DataModule):
             raise FileNotFoundError(f"{self.set_name} is not complete under {self.root}: {way} ({error})") from error
 
 
-def _with_classes(options: dict[str, Any], dataset: Any) -> dict[str, Any]:
+def _with_classes(columns: dict[str, Any], dataset: Any) -> dict[str, Any]:
     """Add the class names that a Hugging Face (``features``) or torchvision (``classes``) data set carries, and their number."""
-    label, features = options["label"], getattr(dataset, "features", None)
+    label, features = columns["label"], getattr(dataset, "features", None)
     feature = features[label] if isinstance(features, Mapping) and label in features else None
     names = getattr(feature, "names", None) or getattr(dataset, "classes", None)
     if label is None or not isinstance(names, (list, tuple)):
-        return options
-    return {**options, "classes": options["classes"] or len(names), "class_names": [str(name) for name in names]}
+        return columns
+    return {**columns, "classes": columns["classes"] or len(names), "class_names": [str(name) for name in names]}

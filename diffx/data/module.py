@@ -48,8 +48,8 @@ class DataModule(L.LightningDataModule, ABC):
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size must be >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self._anchor = (0, 0)  # (samples, optimizer step) where counting began
-        self._loaded: int | None = None  # samples of a checkpoint, until the next train_dataloader()
+        self._anchor = (0, 0)  # (consumed, optimizer step) where counting began
+        self._loaded: int | None = None  # what a checkpoint had consumed, until the next train_dataloader()
         self._range_checked: set[bool] = set()
         self._loaders: WeakSet[Loader] = WeakSet()  # a loader knows the module; the reverse must not keep its workers alive
 
@@ -95,10 +95,24 @@ class DataModule(L.LightningDataModule, ABC):
     @property
     def samples(self) -> int:
         """Samples consumed by optimizer steps, over all ranks and resumed runs; never what was only read ahead."""
+        return self._consumed
+
+    @property
+    def epoch_steps(self) -> float:
+        """Optimizer steps that one pass over the training data takes."""
+        return len(self.train) / self.global_batch
+
+    @property
+    def _consumed(self) -> int:
+        """How far optimizer steps have read the stream, in units of which each step takes `_per_step`."""
         if self._loaded is not None:
             return self._loaded
-        samples, step = self._anchor
-        return samples + ((self.trainer.global_step if self.trainer else step) - step) * self.global_batch
+        consumed, step = self._anchor
+        return consumed + ((self.trainer.global_step if self.trainer else step) - step) * self._per_step
+
+    @property
+    def _per_step(self) -> int:
+        return self.global_batch
 
     @property
     def _rank(self) -> tuple[int, int]:
@@ -124,8 +138,11 @@ class DataModule(L.LightningDataModule, ABC):
                 f"the global batch of {self.global_batch} (batch_size {self.batch_size} x ranks x accumulated micro-batches) is larger "
                 f"than the training set of {len(self.train)} items; lower batch_size"
             )
+        self._check_stream()
+
+    def _check_stream(self) -> None:
         if self.trainer is not None:
-            check_stream(self.trainer, validates=self.val is not None, epoch=len(self.train) / self.global_batch)
+            check_stream(self.trainer, validates=self.val is not None, epoch=self.epoch_steps)
 
     def train_dataloader(self) -> Loader:
         """The endless training stream of this rank, starting after the samples already consumed."""
@@ -133,19 +150,22 @@ class DataModule(L.LightningDataModule, ABC):
             align_accumulation(self.trainer)
         step = self.trainer.global_step if self.trainer else 0
         fresh = self._loaded is None and step == 0
-        self._anchor, self._loaded = (0 if fresh else self.samples, step), None
-        order = Order(len(self.train), self.seed)
-
-        def requests() -> Iterator[Request]:
-            return stream(order, self.samples, self.batch_size, *self._rank)
-
-        return self._tracked(Loader(self.train, requests, self.num_workers, self._pin))
+        self._anchor, self._loaded = (0 if fresh else self._consumed, step), None
+        return self._tracked(Loader(self.train, self._requests, self.num_workers, self._pin))
 
     def val_dataloader(self) -> Loader | list[Loader]:
         """This rank's share of the validation set, unpadded; an empty list without a validation set."""
         if self.val is None:
             return []
-        return self._tracked(SizedLoader(self.val, shard(len(self.val), self.batch_size, *self._rank), self.num_workers, self._pin))
+        return self._tracked(SizedLoader(self.val, self._held_requests(len(self.val)), self.num_workers, self._pin))
+
+    def _requests(self) -> Iterator[Request]:
+        """The stream of this rank from where it has been consumed."""
+        return stream(Order(len(self.train), self.seed), self._consumed, self.batch_size, *self._rank)
+
+    def _held_requests(self, items: int) -> list[Request]:
+        """This rank's validation batches."""
+        return shard(items, self.batch_size, *self._rank)
 
     def _tracked(self, loader: Loader) -> Loader:
         self._loaders.add(loader)

@@ -13,11 +13,57 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..tensors import sinusoid
+from .buckets import Size
 from .source import SettingError
 
-__all__ = ["PictureReader"]
+__all__ = ["PictureReader", "covering", "is_file", "size_crop", "size_of"]
 
 ORIENTATION = 0x0112  # EXIF tag of the way the camera was held
+WAVES = 256
+
+
+def size_of(picture: Any) -> Size:
+    """Height and width, in pixels, of a picture as it is to be looked at: a path, an open file, or an object as in `PictureReader`.
+
+    Of a file only the head is read; the camera's orientation is obeyed.
+
+    Raises:
+        ValueError: a side has no pixels.
+    """
+    if is_file(picture):
+        with Image.open(picture) as opened:
+            return size_of(opened)
+    if isinstance(picture, Image.Image):
+        height, width = picture.height, picture.width
+        if Image.Image.getexif(picture).get(ORIENTATION, 1) > 4:  # lying on a side; PngImageFile.getexif would decode the whole picture
+            height, width = width, height
+    else:
+        height, width = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
+    if min(height, width) < 1:
+        raise ValueError(f"the picture has a side of zero pixels: height {height}, width {width}")
+    return height, width
+
+
+def covering(original: Size, size: Size) -> Size:
+    """The smallest (height, width) of about the original's aspect that covers ``size``: one side fits exactly, the other is rounded up."""
+    (height, width), (high, wide) = original, size
+    if high * width >= wide * height:
+        return high, -(-width * high // height)
+    return -(-height * wide // width), wide
+
+
+def size_crop(frame: Tensor) -> Tensor:
+    """SDXL's size and crop condition (Podell et al. 2023, arXiv:2307.01952, section 2.2): 256 waves for each of six numbers.
+
+    Args:
+        frame: ``(B, 6)``: height and width of the original, top and left of the crop in the resized picture, height and width of the
+            target; in pixels. For sampling, make the original equal to the target and the crop (0, 0).
+
+    Returns:
+        ``(B, 1536)`` float32: the waves of the original height, then those of the width, and so on.
+    """
+    return sinusoid(frame.flatten(), WAVES).float().view(len(frame), -1)
 
 
 @dataclass(frozen=True)
@@ -31,6 +77,7 @@ class PictureReader:
         size: side of the square, or (height, width), in pixels; None keeps each picture's own.
         channels: 3 = RGB, 1 = grey.
         flip: mirror left-right with probability 1/2, drawn from torch's default generator.
+        scatter: `framed` cuts at a place drawn from torch's default generator; False = in the middle.
         draft: let the JPEG decoder reduce by a power of two while it decodes: faster, slightly different pixels.
 
     Raises:
@@ -41,6 +88,7 @@ class PictureReader:
     channels: int = 3
     flip: bool = False
     draft: bool = False
+    scatter: bool = False
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
@@ -69,10 +117,40 @@ class PictureReader:
         """
         with Image.open(path) as picture:
             if self.draft and self.box is not None:
-                height, width = self.box
-                scale = min(picture.width / width, picture.height / height)
-                picture.draft(self.mode, (ceil(picture.width / scale), ceil(picture.height / scale)))
+                self._draft(picture, self.box)
             return self(picture)
+
+    def framed(self, picture: Any, size: Size) -> tuple[Tensor, Tensor]:
+        """Scale a picture until it covers a size, and cut it to it.
+
+        The side that fits exactly stays exact, the other one is rounded up. A picture that is mirrored is mirrored before it is cut.
+
+        Args:
+            picture: a path, an open file, or a picture as in `__call__` that is not of floats.
+            size: (height, width) in pixels.
+
+        Returns:
+            ``(C, height, width)`` uint8, and the six integers of `size_crop`.
+        """
+        if is_file(picture):
+            with Image.open(picture) as opened:
+                return self.framed(opened, size)
+        height, width = size
+        original = None
+        if self.draft and getattr(picture, "format", None) == "JPEG":
+            original = size_of(picture)
+            self._draft(picture, size if original == (picture.height, picture.width) else (width, height))
+        upright = self._upright(picture)
+        original = original or size_of(upright)
+        high, wide = covering(original, size)
+        mirrored = self._mirror()
+        places = torch.rand(2).tolist() if self.scatter else (0.5, 0.5)
+        top, left = int(places[0] * (high - height + self.scatter)), int(places[1] * (wide - width + self.scatter))
+        column = wide - width - left if mirrored else left  # of the crop before mirroring
+        y, x = upright.height / high, upright.width / wide
+        box = (column * x, top * y, min((column + width) * x, upright.width), min((top + height) * y, upright.height))
+        cut = self._converted(upright).resize((width, height), Image.Resampling.BICUBIC, box=box)
+        return self._tensor(cut, mirrored), torch.tensor([*original, top, left, *size])
 
     def __call__(self, picture: Any) -> Tensor:
         """Convert a Pillow picture, a uint8 array ``(H, W)`` or ``(H, W, C)``, or a tensor ``(C, H, W)``; float data passes unchanged.
@@ -81,20 +159,27 @@ class PictureReader:
             SettingError: no picture, or float data of another size than asked for.
             ValueError: a depth other than 8 bits.
         """
-        if isinstance(picture, Tensor) and picture.dtype == torch.uint8:
-            picture = picture.numpy() if picture.ndim == 2 else picture.permute(1, 2, 0).numpy()
         if isinstance(picture, (Tensor, np.ndarray)) and picture.dtype not in (torch.uint8, np.uint8):
             x = self._float(torch.as_tensor(picture))
             return x.flip(-1) if self._mirror() else x
+        return self._tensor(self._resized(self._converted(self._upright(picture))), self._mirror())
+
+    def _upright(self, picture: Any) -> Image.Image:
+        if isinstance(picture, Tensor) and picture.dtype == torch.uint8:
+            picture = picture.numpy() if picture.ndim == 2 else picture.permute(1, 2, 0).numpy()
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
         if not isinstance(picture, Image.Image):
             raise SettingError(f"expected a picture (Pillow, array or tensor), got {type(picture).__name__}; name its key with image=")
-        if picture.getexif().get(ORIENTATION, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        pixels = np.atleast_3d(np.asarray(self._resized(self._converted(picture))))  # (H, W, C)
-        pixels = pixels[:, ::-1] if self._mirror() else pixels
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION, 1) != 1 else picture
+
+    def _tensor(self, picture: Image.Image, mirrored: bool) -> Tensor:
+        pixels = np.atleast_3d(np.asarray(picture))  # (H, W, C)
+        return torch.from_numpy((pixels[:, ::-1] if mirrored else pixels).transpose(2, 0, 1).copy())
+
+    def _draft(self, picture: Image.Image, size: Size) -> None:
+        scale = min(picture.width / size[1], picture.height / size[0])
+        picture.draft(self.mode, (ceil(picture.width / scale), ceil(picture.height / scale)))
 
     def _float(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -121,3 +206,8 @@ class PictureReader:
 
     def _mirror(self) -> bool:
         return self.flip and bool(torch.rand(()) < 0.5)
+
+
+def is_file(picture: Any) -> bool:
+    """Whether a picture is given as a path or an open file."""
+    return isinstance(picture, Path) or hasattr(picture, "read")

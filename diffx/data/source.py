@@ -8,6 +8,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -103,7 +104,7 @@ class Items(ABC):
         return stack(items)
 
     def _read(self, index: int, epoch: int) -> Batch:
-        for at in (*range(index, len(self)), *range(index)):
+        for at in self.substitutes(index):
             _seed_defaults(rng.key(self.seed, "augment", epoch, at))
             try:
                 item = self.item(at)
@@ -119,6 +120,10 @@ class Items(ABC):
                 )
             return {**item, "index": at}
         raise ValueError(f"none of the {len(self)} items is readable, the first one tried is {self.name(index)}")
+
+    def substitutes(self, index: int) -> Iterator[int]:
+        """The item itself, then those that stand in for it, in order, when it cannot be read."""
+        return chain(range(index, len(self)), range(index))
 
     def _unreadable(self, index: int, error: Exception) -> None:
         name, reason = self.name(index), " ".join(f"{type(error).__name__}: {error}".split())

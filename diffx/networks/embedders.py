@@ -14,26 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..conditions import Cond
+from ..tensors import sinusoid
 
 __all__ = ["FourierEmbedding", "LabelEmbedding", "NoiseEmbedding", "VectorEmbedding", "sinusoid"]
-
-
-def sinusoid(noise: Tensor, width: int, *, endpoint: bool = False, max_period: float = 10_000.0) -> Tensor:
-    """Embed ``(B,)`` as ``(B, width)``: cosines first, frequencies falling geometrically from 1 to 1 / max_period.
-
-    Computed in at least float32, because half precision cannot tell integer levels above 256 apart (Vaswani et al. 2017, section 3.5).
-
-    Args:
-        noise: (B,) noise coordinate.
-        width: even number of outputs.
-        endpoint: include the lowest frequency 1 / max_period itself (EDM's DDPM++) or stop one before it (ADM).
-        max_period: wave length of the slowest wave, over 2 pi.
-    """
-    half = width // 2
-    noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
-    steps = torch.arange(half, device=noise.device, dtype=noise.dtype) / (half - 1 if endpoint else half)
-    angle = noise[:, None] * torch.exp(-math.log(max_period) * steps)
-    return torch.cat([angle.cos(), angle.sin()], 1)
 
 
 class FourierEmbedding(nn.Module):

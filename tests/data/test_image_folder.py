@@ -74,6 +74,27 @@ def test_metadata(tmp_path, labels, expected, names):
     assert (batch["label"].tolist() if expected else "label" not in batch) == (expected or True)
 
 
+@pytest.mark.parametrize(("label", "expected", "names"), [("y x", [1, 0], ("x", "y")), ("4 0", [4, 0], None), (None, None, None)])
+def test_metadata_in_csv(tmp_path, label, expected, names):
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name, "blue")
+    first, second = (f",{entry}" for entry in label.split()) if label else ("", "")
+    head = "file_name,text,label" if label else "file_name,text"
+    (tmp_path / "metadata.csv").write_text(f'\ufeff{head}\nb.png,plain{second}\na.png,"one, two"{first}\n', encoding="utf-8")
+    data = ImageFolder(tmp_path, 1, size=4)
+    batch = everything(data.train)
+    assert batch["text"] == ["one, two", "plain"] and data.class_names == names
+    assert (batch["label"].tolist() if expected else "label" not in batch) == (expected or True)
+
+
+def test_empty_captions_are_counted(tmp_path, caplog):
+    for name, text in (("a", " \n"), ("b", "words"), ("c", "")):
+        picture(tmp_path / f"{name}.png", "red")
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert everything(ImageFolder(tmp_path, 1, size=4).train)["text"] == ["", "words", ""]
+    assert "2 of 3 captions are empty, the first is that of" in caplog.text and "a.png" in caplog.text
+
+
 def test_plain_pictures_and_a_held_out_fraction(tmp_path):
     for i in range(20):
         picture(tmp_path / f"{i:02}.png", i, mode="L")
@@ -185,6 +206,10 @@ def write(root, **files):
         ),
         ({"a": "", "metadata__jsonl": '{"file_name": "a.png", "label": -1}'}, {}, ValueError, "all names or all integers >= 0"),
         ({"a": "", "metadata__jsonl": '{"file_name": "a.png", "text": 3}'}, {}, ValueError, "texts in .* are no strings"),
+        ({"a": "", "metadata__csv": "name\na.png"}, {}, ValueError, "metadata.csv:2 names no file .* columns are .'name'"),
+        ({"a": "", "metadata__csv": "file_name\na.png,extra"}, {}, ValueError, "metadata.csv:2 .* more fields than the head line"),
+        ({"a": "", "metadata__csv": "file_name\nz.png"}, {}, FileNotFoundError, "1 files named in .* do not exist: .*z.png"),
+        ({"a": "", "metadata__csv": "file_name", "metadata__jsonl": "{}"}, {}, ValueError, "metadata.jsonl and .*metadata.csv both say"),
         ({"a": ""}, dict(layout="metadata"), FileNotFoundError, "metadata.jsonl; it holds one JSON object per picture"),
         ({"a": ""}, dict(layout="classes"), ValueError, "lies in no class folder"),
         ({"a": ""}, dict(layout="flat"), ValueError, "layout must be one of"),

@@ -95,6 +95,23 @@ def test_a_stream_is_no_map():
         Mapped((i for i in range(3)), 1).setup("fit")
 
 
+def test_a_hugging_face_data_set_in_buckets(tmp_path, monkeypatch):
+    """The library itself, where it is installed: pictures with captions, read by workers, batch by batch of one size."""
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="pip install 'diffx[hf]'")
+    lines = ["file_name,text"]
+    for i in range(12):
+        Image.new("RGB", ((60, 60), (80, 48))[i % 2], (i, i, i)).save(tmp_path / f"{i:02}.png")
+        lines.append(f"{i:02}.png,number {i}")
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    table = datasets.load_dataset("imagefolder", data_dir=str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    data = Mapped(table, 3, label=None, text="text", buckets=[(32, 32), (24, 40)], num_workers=1)
+    batches = [batch for batch, _ in zip(data.train_dataloader(), range(4), strict=False)]
+    assert sorted(tuple(batch["x"].shape[2:]) for batch in batches) == [(24, 40), (24, 40), (32, 32), (32, 32)]
+    seen = {int(x): text for batch in batches for x, text in zip(batch["x"][:, 0, 0, 0], batch["text"], strict=True)}
+    assert seen == {i: f"number {i}" for i in range(12)}
+
+
 def idx(array):
     """The file format of MNIST: two zero bytes, type (8 = uint8), number of axes, their lengths, the data."""
     return bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
