@@ -1,5 +1,7 @@
 """DataModules: one per source of data, all with the same resumable order. Foreign LightningDataModules are equal citizens."""
 
+from .annotated import Annotated
+from .annotations import Annotation, AnnotationFile, Annotator, Detection, annotate
 from .arrays import Arrays, Memory
 from .digits import Digits
 from .emoji import Emoji
@@ -9,11 +11,11 @@ from .mapped import Mapped, TorchvisionSet
 from .module import DataModule, normalise
 from .order import Order, shard, split, stream
 from .pictures import PictureReader
-from .shapes import Shapes
+from .shapes import Shapes, ShapesOracle
 from .source import Batch, Items, Source
 
 __all__ = [
-    "Arrays", "Batch", "DataModule", "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureReader",
-    "Shapes",
-    "Source", "TorchvisionSet", "normalise", "shard", "split", "stream",
+    "Annotated", "Annotation", "AnnotationFile", "Annotator", "Arrays", "Batch", "DataModule", "Detection", "Digits", "Emoji",
+    "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureReader", "Shapes", "ShapesOracle", "Source", "TorchvisionSet",
+    "annotate", "normalise", "shard", "split", "stream",
 ]  # fmt: skip
