@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -23,6 +23,7 @@ from .batch import Batch, batch_size, check_range
 from .codecs import Codec, Identity
 from .conditions import Cond
 from .lr_schedules import LRSchedule
+from .parts import Parts, freeze
 from .recipes import recipe_of, recorded
 from .recipes.load import SCHEMA, load
 from .text import Encoder, Sources, as_sources, pooled_name
@@ -33,18 +34,10 @@ __all__ = ["ADAMW", "Batch", "DiffusionModule", "freeze"]
 ADAMW = partial(AdamW, lr=1e-4, fused=True)  # the fused kernel takes a third of the time of the loop over tensors on a CPU
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """Switch gradients off and evaluation mode on: for codecs, teachers and everything else a technique reads but does not train."""
-    return module.requires_grad_(False).eval()
-
-
-class DiffusionModule(L.LightningModule, ABC):
+class DiffusionModule(Parts, ABC):
     """Base of all techniques.
 
-    Class attributes:
-        trained: names of the sub-modules or parameters that the optimizer descends; a name that is None on the instance is skipped. Every
-            other sub-module is kept in evaluation mode.
-        averaged: names of those whose moving averages are kept (a subset of ``trained``).
+    Its parts that are trained and averaged are named in the class attributes of `Parts`.
 
     Args:
         shape: shape of one sample in data space, e.g. ``(3, 64, 64)``; data lies in [-1, 1].
@@ -55,9 +48,6 @@ class DiffusionModule(L.LightningModule, ABC):
         drop: rate(s) at which conditions are hidden in training, see `Cond.drop`; what makes guidance possible later.
         seed: base key of all training and validation randomness.
     """
-
-    trained: tuple[str, ...] = ("denoiser",)
-    averaged: tuple[str, ...] = ("denoiser",)
 
     def __init__(
         self,
@@ -150,17 +140,23 @@ class DiffusionModule(L.LightningModule, ABC):
             raise ValueError(f"sample needs n >= 1 and conditions for all n samples or none; got n = {n} and conditions for {len(cond)}")
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         latent = self.codec.shape(self.shape if shape is None else shape)
+        parts = []
+        with self.drawing():
+            for start in range(0, n, chunk or n):
+                m = min(chunk or n, n - start)
+                part = cond.rows(slice(start, start + m)).map(lambda t: t.clone()).to(self.device)
+                z = draw((m, *latent), part, rng.sample_generators(seed, m, start))
+                parts.append(self.codec.decode(z).clamp(-1, 1))
+        return torch.cat(parts)
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Evaluation mode without gradients, which may be enabled inside; the mode before comes back afterwards."""
         training = self.training
         self.eval()
         try:
             with torch.inference_mode(False), torch.no_grad():
-                parts = []
-                for start in range(0, n, chunk or n):
-                    m = min(chunk or n, n - start)
-                    part = cond.rows(slice(start, start + m)).map(lambda t: t.clone()).to(self.device)
-                    z = draw((m, *latent), part, rng.sample_generators(seed, m, start))
-                    parts.append(self.codec.decode(z).clamp(-1, 1))
-                return torch.cat(parts)
+                yield
         finally:
             self.train(training)
 
@@ -189,45 +185,10 @@ class DiffusionModule(L.LightningModule, ABC):
             if hasattr(callback, "on_phase"):
                 callback.on_phase(self.trainer, self)
 
-    # Parameters -------------------------------------------------------------------------------------------------------------------------
-
-    def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters to descend by their names in ``state_dict``."""
-        return {name: p for name, p in self._named(self.trained, self.named_parameters()) if p.requires_grad}
-
-    def averaged_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters whose averages are kept, by their names in ``state_dict``."""
-        return {name: p for name, p in self._named(self.averaged, self.named_parameters()) if p.requires_grad}
-
-    def averaged_buffers(self) -> dict[str, Tensor]:
-        """The persistent buffers of the averaged parts, by their names in ``state_dict``."""
-        saved = self.state_dict(keep_vars=True)
-        return {name: b for name, b in self._named(self.averaged, self.named_buffers()) if name in saved}
-
     @classmethod
     def load(cls, path: str, weights: str = "ema", **arguments: Any) -> Self:
         """Load a checkpoint of this very class; what its recipe could not write down is given as ``arguments``. See `diffx.load`."""
         return load(path, weights, cls=cls, **arguments)
-
-    def _named(self, parts: Sequence[str], named: Iterable[tuple[str, Any]]) -> Iterable[tuple[str, Any]]:
-        return ((name, value) for name, value in named if any(name == part or name.startswith(f"{part}.") for part in parts))
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Two groups, so that biases, gains and embedding tables are never decayed."""
-        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-        trained = self.trained_parameters().values()
-        decayed = [p for p in trained if p.ndim > 1 and id(p) not in tables]
-        kept = [p for p in trained if p.ndim <= 1 or id(p) in tables]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
-
-    def train(self, mode: bool = True) -> DiffusionModule:
-        """As in torch, but what is not trained stays in evaluation mode."""
-        super().train(mode)
-        for name, child in self.named_children():
-            if not any(part == name or part.startswith(f"{name}.") for part in self.trained):
-                child.eval()
-        return self
 
     # Lightning --------------------------------------------------------------------------------------------------------------------------
 

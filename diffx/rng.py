@@ -17,7 +17,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Generators", "forked", "generator", "key", "permutation", "rand", "randn", "sample_generators", "seed_default", "stratified"]
+from .tensors import expand
+
+__all__ = [
+    "Generators", "forked", "generator", "key", "noised", "permutation", "rand", "randn", "sample_generators", "seed_default", "stratified",
+]  # fmt: skip
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
@@ -74,6 +78,11 @@ def rand(shape: Sequence[int], generator: Generators = None, *, device: torch.de
          dtype: torch.dtype | None = None) -> Tensor:  # fmt: skip
     """Draw uniform numbers in [0, 1) of ``shape`` ``(B, *)``; ``generator`` as in `randn`."""
     return _draw(torch.rand, shape, generator, device, dtype)
+
+
+def noised(x: Tensor, sigma: Tensor) -> Tensor:
+    """The state ``x + sigma n`` (B, *) at levels ``sigma`` (B,), with n from the default generators, as in a training step."""
+    return x + expand(sigma, x) * torch.randn_like(x)
 
 
 def _draw(fn, shape, generator, device, dtype) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor
 from .. import rng
 from ..codecs import KL, posterior
 from ..conditions import Cond
-from ..lr_schedules import LRSchedule
-from ..module import ADAMW, Batch, DiffusionModule, freeze
+from ..module import Batch, DiffusionModule, freeze
 from ..tensors import mean_flat
 
 __all__ = ["Autoencoder"]
@@ -28,13 +27,12 @@ class Autoencoder(DiffusionModule):
 
     Args:
         codec: the codec to train, e.g. ``KL(ConvAutoencoder(...))``; it is unfrozen.
-        shape: shape of one picture, ``(C, H, W)``.
         reconstruction: ``"l1"`` or ``"l2"``: mean absolute or squared error of a pixel.
         kl: weight of the divergence, which is counted in nats per data value, so that it means the same at every size.
         perceptual: ``(x, y) -> (B,)`` distance that joins the loss; a module is frozen.
         perceptual_weight: its weight.
         rate: share of each batch in the running shift and scale, in (0, 1].
-        optimizer, lr_schedule, seed: see `DiffusionModule`.
+        options: see `DiffusionModule`, except ``text`` and ``drop``, which have no meaning here; ``shape`` is that of a picture.
 
     Raises:
         ValueError: an unknown reconstruction, or numbers out of range; a shape that the codec's factor does not divide.
@@ -47,17 +45,14 @@ class Autoencoder(DiffusionModule):
         self,
         codec: KL,
         *,
-        shape: Sequence[int],
         reconstruction: Literal["l1", "l2"] = "l1",
         kl: float = 1e-6,
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         perceptual_weight: float = 1.0,
         rate: float = 0.01,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
-        lr_schedule: LRSchedule | None = None,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(shape=shape, codec=codec, optimizer=optimizer, lr_schedule=lr_schedule, seed=seed)
+        super().__init__(codec=codec, text=None, drop=0.0, **options)
         if reconstruction not in ("l1", "l2"):
             raise ValueError(f"reconstruction must be 'l1' or 'l2', got {reconstruction!r}")
         if kl < 0 or not 0 < rate <= 1:

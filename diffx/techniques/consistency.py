@@ -5,25 +5,23 @@ The schedule of the pairs is that of easy consistency tuning (Geng et al. 2024, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import rng
-from ..codecs import Codec
 from ..conditions import Cond
 from ..denoiser import Denoiser
 from ..guidance import Guide, as_guide
-from ..lr_schedules import LRSchedule
 from ..module import Batch
 from ..recipes import recorded
 from ..samplers import Heun, MultiStep, Sampler
 from ..schedules import LogNormal, Schedule
 from ..tensors import expand
-from .distillation import ADAM, Distillation
-from .edm import EDM
+from .distillation import Distillation
+from .gaussian import Gaussian
 
 __all__ = ["ConsistencyDistillation", "EasyTuning", "distance"]
 
@@ -87,10 +85,9 @@ class ConsistencyDistillation(Distillation):
     | None | x0 + r n, with the x0 and n of the state at t | consistency training: the teacher is only where the student starts |
 
     Args:
-        teacher: denoiser, or a whole `EDM` module.
+        teacher: see `Distillation`.
         student: what is trained; a copy of the teacher by default. Its preconditioning must give f(x, 0) = x: EDM, eps, v and flow do.
             Of these eps is a poor choice, since it multiplies the network's error with the level.
-        shape: shape of one sample in data space.
         solver: deterministic one-step method such as `Heun` or `Euler`; None for consistency training.
         guidance: of the teacher; the student then samples guided without guidance.
         tuning: law of the lower levels.
@@ -98,8 +95,7 @@ class ConsistencyDistillation(Distillation):
         schedule: law of the upper levels t.
         sampler: used by `sample` unless another is given; one evaluation from level 80 by default. Two or more by
             ``MultiStep(2, Levels((80.0, 0.8)))``.
-        warm_start: see `Distillation`.
-        codec, optimizer, lr_schedule, drop, seed: see `DiffusionModule`. Conditions are not hidden by default.
+        options: see `Distillation`.
 
     Raises:
         ValueError: a preconditioning without f(x, 0) = x, ``huber`` not positive, or what `Distillation` refuses.
@@ -107,25 +103,18 @@ class ConsistencyDistillation(Distillation):
 
     def __init__(
         self,
-        teacher: Denoiser | EDM,
+        teacher: Denoiser | Gaussian,
         student: Denoiser | None = None,
         *,
-        shape: Sequence[int],
         solver: Sampler | None = Heun(),
         guidance: float | Guide = 1.0,
         tuning: EasyTuning = EasyTuning(),
         huber: float | None = 0.00054,
-        warm_start: bool = True,
         schedule: Schedule = LogNormal(-1.1, 2.0),
         sampler: Sampler | None = None,
-        codec: Codec | None = None,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
-        lr_schedule: LRSchedule | None = None,
-        drop: float | Mapping[str, float] = 0.0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(teacher, student, shape=shape, warm_start=warm_start, schedule=schedule, sampler=sampler or MultiStep(),
-                         codec=codec, optimizer=optimizer, lr_schedule=lr_schedule, drop=drop, seed=seed)  # fmt: skip
+        super().__init__(teacher=teacher, student=student, schedule=schedule, sampler=sampler or MultiStep(), **options)
         _check_boundary(self.denoiser)
         if huber is not None and huber <= 0:
             raise ValueError(f"huber must be positive, or None for the squared distance, got {huber}")

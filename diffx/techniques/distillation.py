@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,14 +15,11 @@ from torch import Tensor
 from .. import rng
 from ..codecs import Codec
 from ..conditions import Cond
-from ..denoiser import Denoise, Denoiser
-from ..guidance import Guide, as_guide, bind
-from ..lr_schedules import LRSchedule
+from ..denoiser import Denoiser
+from ..guidance import Guide, Plain
 from ..module import Batch, freeze
 from ..recipes import recipe_of
-from ..samplers import Sampler
-from ..schedules import LogNormal, Schedule
-from .edm import EDM
+from .gaussian import Gaussian
 
 __all__ = ["ADAM", "GUIDANCE", "Distillation", "at_scale"]
 
@@ -31,7 +27,7 @@ ADAM = partial(torch.optim.Adam, lr=1e-4, fused=True)
 GUIDANCE = "guidance"  # the vector by which a network is told the guidance scale
 
 
-class Distillation(EDM):
+class Distillation(Gaussian):
     """A student, `denoiser`, and a frozen `teacher`. A subclass writes `loss` and calls both.
 
     The teacher is a copy that belongs to the module: never trained nor averaged, always in evaluation mode, its weights once in every
@@ -43,13 +39,13 @@ class Distillation(EDM):
     sample from that range, and ``sample(guidance=w)`` hands it to the network instead of evaluating two branches.
 
     Args:
-        teacher: denoiser, or a whole `EDM` module.
+        teacher: denoiser, or the whole module it was trained in.
         student: what is trained; a copy of the teacher by default. It must take what the teacher takes and may take more.
         shape: shape of one sample in data space.
         warm_start: copy the teacher's weights into a given student by name; each must have a place there, the student may have more.
         scales: lowest and highest guidance scale, 1 = off; None for networks that take none.
-        schedule, weighting, sampler: see `EDM`.
-        codec, optimizer, lr_schedule, drop, seed: see `DiffusionModule`. Conditions are not hidden by default.
+        codec: see `DiffusionModule`; a whole module as the teacher brings its own.
+        options: see `Gaussian`. The optimizer is Adam without decay and no condition is hidden unless told otherwise.
 
     Raises:
         ValueError: teacher and student do not fit: other conditions, weights without a place, another preconditioning under the same
@@ -58,22 +54,18 @@ class Distillation(EDM):
 
     def __init__(
         self,
-        teacher: Denoiser | EDM,
+        teacher: Denoiser | Gaussian,
         student: Denoiser | None = None,
         *,
         shape: Sequence[int],
         warm_start: bool = True,
         scales: Sequence[float] | None = None,
-        schedule: Schedule = LogNormal(),
-        weighting: Callable[[Tensor], Tensor] | None = None,
-        sampler: Sampler | None = None,
         codec: Codec | None = None,
         optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
-        lr_schedule: LRSchedule | None = None,
         drop: float | Mapping[str, float] = 0.0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        if isinstance(teacher, EDM):
+        if isinstance(teacher, Gaussian):
             teacher, codec = _unwrapped(teacher, tuple(shape), codec)
         if student is None:
             student = copy.deepcopy(teacher).requires_grad_(True)
@@ -81,8 +73,7 @@ class Distillation(EDM):
             _check_conditions(teacher, student)
             if warm_start:
                 _copy_weights(teacher, student)
-        super().__init__(student.train(), shape=shape, schedule=schedule, weighting=weighting, sampler=sampler, codec=codec,
-                         optimizer=optimizer, lr_schedule=lr_schedule, drop=drop, seed=seed)  # fmt: skip
+        super().__init__(denoiser=student.train(), shape=shape, codec=codec, optimizer=optimizer, drop=drop, **options)
         self.teacher: Denoiser = copy.deepcopy(teacher)
         freeze(self.teacher)
         self.scales = _checked_scales(scales, student)
@@ -95,16 +86,13 @@ class Distillation(EDM):
         low, high = self.scales
         return x, at_scale(cond, low + (high - low) * self.positions(len(x)))
 
-    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Tensor | Guide = 1.0, sampler: Sampler | None = None,
-               seed: int | None = None, shape: Sequence[int] | None = None, chunk: int | None = None) -> Tensor:  # fmt: skip
-        """As in `EDM`; with ``scales``, guidance is a number or one per sample ``(n,)`` in that range, and costs nothing.
+    def guided(self, n: int, cond: Cond, guidance: Any) -> tuple[Cond, Guide]:
+        """As in `Gaussian`; with ``scales``, guidance is a number or one per sample ``(n,)`` in that range, and costs nothing.
 
         Raises:
             ValueError: the scale lies outside the range.
         """
-        if self.scales is not None:
-            cond, guidance = self.told(cond, n, guidance), 1.0
-        return super().sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, shape=shape, chunk=chunk)  # type: ignore[arg-type]
+        return super().guided(n, cond, guidance) if self.scales is None else (self.told(cond, n, guidance), Plain())
 
     def told(self, cond: Cond, n: int, guidance: Any) -> Cond:
         """Conditions of ``n`` samples that tell the network ``guidance``: a number or ``(n,)``.
@@ -121,46 +109,6 @@ class Distillation(EDM):
             got = f"{scale.min():g}" if scale.min() == scale.max() else f"{scale.min():g} to {scale.max():g}"
             raise ValueError(f"this network was distilled for guidance scales from {self.scales[0]:g} to {self.scales[1]:g}, got {got}")
         return at_scale(cond, scale)
-
-    def encode(self, x: Tensor, cond: Cond = Cond(), *, guidance: float | Tensor | Guide = 1.0, sampler: Sampler | None = None) -> Tensor:
-        """Walk data ``(B, *shape)`` up to noise of about unit variance, ``(B, *latent)``; the way back is `decode`.
-
-        The data counts as a state at the lowest level of the sampler's schedule, which must be small but honest, such as 0.02: nearer to 0
-        the direction of the first step is lost in rounding. Decoding under another label carries a picture's style over to that class.
-
-        Args:
-            x: data in [-1, 1].
-            cond: what the data is, batch B or empty.
-            guidance: as in `sample`.
-            sampler: a deterministic one, walked upwards; the module's own by default.
-        """
-        walk = sampler or self.sampler
-        levels = [walk.schedule.sigma_min, *walk.sigmas()[-2::-1]]
-        with self._drawing():
-            return walk.walk(self._bound(cond, len(x), guidance), self.codec.encode(x), levels) / levels[-1]
-
-    def decode(
-        self, noise: Tensor, cond: Cond = Cond(), *, guidance: float | Tensor | Guide = 1.0, sampler: Sampler | None = None
-    ) -> Tensor:
-        """Walk given unit noise ``(B, *latent)`` down to data ``(B, *shape)`` in [-1, 1]; arguments as in `encode`."""
-        with self._drawing():
-            return self.codec.decode((sampler or self.sampler)(self._bound(cond, len(noise), guidance), noise)).clamp(-1, 1)
-
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        training = self.training
-        self.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self.train(training)
-
-    def _bound(self, cond: Cond, n: int, guidance: Any) -> Denoise:
-        if self.scales is not None:
-            return bind(self.denoiser, self.told(cond, n, guidance).to(self.device))
-        self.check_guidance(guidance, cond)
-        return as_guide(guidance)(self.denoiser, cond)
 
     def on_fit_start(self) -> None:
         """Try teacher and student on an empty sample before the first step; the student, which may come from a file, begins to train.
@@ -190,7 +138,7 @@ def at_scale(cond: Cond, scale: Tensor) -> Cond:
     return replace(cond, vectors={**cond.vectors, GUIDANCE: scale[:, None]})
 
 
-def _unwrapped(teacher: EDM, shape: tuple[int, ...], codec: Codec | None) -> tuple[Denoiser, Codec]:
+def _unwrapped(teacher: Gaussian, shape: tuple[int, ...], codec: Codec | None) -> tuple[Denoiser, Codec]:
     """The denoiser of a trained module, and its codec."""
     if teacher.shape != shape:
         raise ValueError(f"shape is {shape}, but the teacher was trained on samples of shape {teacher.shape}; make them equal")

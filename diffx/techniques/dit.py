@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..augment import AugmentPipe
-from ..codecs import Codec
 from ..conditions import Cond
 from ..denoiser import Denoise, Denoiser, EpsPrecond, FlowPrecond, FlowTime, Timesteps
-from ..guidance import Carry, Guidance, Guide, as_guide
-from ..lr_schedules import LRSchedule
-from ..module import ADAMW, Batch
+from ..guidance import Carry, Guidance, Guide
+from ..module import Batch
 from ..recipes import recorded
+from ..rng import noised
 from ..samplers import Heun, LearnedAncestral, Sampler
 from ..schedules import DDPM, Flow, Schedule, Table
 from ..tensors import expand, mean_flat
-from ..text import Encoder, Sources
 from .edm import EDM
 
 __all__ = ["DiTDiffusion", "LearnedRange"]
@@ -106,12 +102,10 @@ class DiTDiffusion(EDM):
 
     Args:
         denoiser: a `Denoiser`, or a bare network: it then predicts what the table says and sees 1000 t, or the timestep.
-        shape: shape of one sample in data space.
         variance: learn the variance of the reverse process on this table; the denoiser must then predict noise (`EpsPrecond`).
         schedule: training noise levels; by default as in the table, and fixed with ``variance``.
         sampler: used by `sample` unless another is given; by default as in the table.
-        weighting, uncertainty, augment: see `EDM`; they act on the squared error.
-        codec, text, optimizer, lr_schedule, drop, seed: see `DiffusionModule`.
+        options: see `EDM`; weighting, distance and uncertainty act on the squared error, not on the bound.
 
     Raises:
         ValueError: a schedule, or another preconditioning than `EpsPrecond`, together with ``variance``.
@@ -121,19 +115,10 @@ class DiTDiffusion(EDM):
         self,
         denoiser: nn.Module,
         *,
-        shape: Sequence[int],
         variance: LearnedRange | None = None,
         schedule: Schedule | None = None,
         sampler: Sampler | None = None,
-        weighting: Callable[[Tensor], Tensor] | None = None,
-        uncertainty: nn.Module | None = None,
-        augment: AugmentPipe | None = None,
-        codec: Codec | None = None,
-        text: Encoder | Mapping[str, Encoder] | Sources | None = None,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
-        lr_schedule: LRSchedule | None = None,
-        drop: float | Mapping[str, float] = 0.1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         if variance is not None and schedule is not None:
             raise ValueError(f"a learned variance is trained on the levels of its own table, got also schedule = {schedule}; leave it out")
@@ -144,10 +129,7 @@ class DiTDiffusion(EDM):
         if sampler is None:
             sampler = Heun(25) if variance is None else LearnedAncestral(min(250, len(variance.table.table)), variance.table)
         levels = (schedule or Flow()) if variance is None else variance.table
-        super().__init__(
-            denoiser, shape=shape, schedule=levels, weighting=weighting, uncertainty=uncertainty, augment=augment, sampler=sampler,
-            codec=codec, text=text, optimizer=optimizer, lr_schedule=lr_schedule, drop=drop, seed=seed,
-        )  # fmt: skip
+        super().__init__(denoiser=denoiser, schedule=levels, sampler=sampler, **options)
         self.variance = variance
 
     def loss(self, batch: Batch, u: Tensor | None = None) -> dict[str, Tensor]:
@@ -155,27 +137,19 @@ class DiTDiffusion(EDM):
         if self.variance is None:
             return super().loss(batch, u)
         x, cond = self.inputs(batch)
-        if self.augment is not None and self.training:
-            x, label = self.augment(x)
-            cond = replace(cond, vectors={**cond.vectors, "augment": label})
         index = self.variance.index(self.positions(len(x)) if u is None else u)
         sigma = self.variance.sigma(index)
-        noisy = x + expand(sigma, x) * torch.randn_like(x)
+        noisy = noised(x, sigma)
         out, _ = self.denoiser.raw(noisy, sigma, cond)
         x0 = self.denoiser.assemble(noisy, sigma, out)
         bound = self.variance.bound(x, x0.detach(), _share(out, x).to(x0.dtype), index)
-        mse = mean_flat((x0 - x).square())
-        loss = self.weighting(sigma) * mse
-        loss = loss if self.uncertainty is None else self.uncertainty(sigma, loss)
-        return {"loss": loss + self.variance.weight * bound, "mse": mse, "bound": bound}
+        parts = self.errors(x0, x, sigma, batch)
+        return {**parts, "loss": parts["loss"] + self.variance.weight * bound, "bound": bound}
 
-    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Guide = 1.0, sampler: Sampler | None = None, seed: int | None = None,
-               shape: Sequence[int] | None = None, chunk: int | None = None) -> Tensor:  # fmt: skip
-        """As `EDM.sample`; the learned variance, that of the conditional estimate, is what `LearnedAncestral` reads."""
-        if self.variance is not None:
-            self.check_guidance(guidance, cond)
-            guidance = partial(_Reverse, as_guide(guidance))
-        return super().sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, shape=shape, chunk=chunk)
+    def guided(self, n: int, cond: Cond, guidance: Any) -> tuple[Cond, Guide]:
+        """As in `Gaussian`; the learned variance, that of the conditional estimate, goes along for `LearnedAncestral` to read."""
+        cond, guide = super().guided(n, cond, guidance)
+        return cond, guide if self.variance is None else partial(_Reverse, guide)
 
 
 class _Reverse:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,18 +11,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from ..codecs import Codec
 from ..conditions import Cond
 from ..denoiser import Denoiser
 from ..guidance import Guide, Plain, as_guide
-from ..lr_schedules import LRSchedule
 from ..module import Batch
 from ..recipes import recorded
+from ..rng import noised
 from ..samplers import MultiStep, Sampler
-from ..schedules import Levels, LogNormal, Schedule
+from ..schedules import Levels
 from ..tensors import expand, mean_flat
-from .distillation import ADAM, Distillation
-from .edm import EDM
+from .distillation import Distillation
+from .gaussian import Gaussian
 
 __all__ = ["DMD", "Discriminator", "Tap", "matching_loss"]
 
@@ -109,9 +108,8 @@ class DMD(Distillation):
     Under DDP use ``strategy="ddp_find_unused_parameters_true"``.
 
     Args:
-        teacher: denoiser, or a whole `EDM` module.
+        teacher: see `Distillation`.
         student: what is trained; a copy of the teacher by default.
-        shape: shape of one sample in data space.
         levels: falling noise levels at which the student jumps: one for a one-step student.
         discriminator: features -> logits, e.g. `Discriminator`; None trains without.
         features: dotted name of the layer of the teacher's network that gives its features.
@@ -119,10 +117,8 @@ class DMD(Distillation):
         every: steps of a cycle, at least 2.
         guidance: of the teacher; the student then samples guided without guidance.
         groups: options of the optimizer for ``"denoiser"`` (the student), ``"fake_score"``, ``"discriminator"``, e.g. ``{"lr": 1e-4}``.
-        schedule: noise levels at which the distributions are compared.
         sampler: used by `sample` unless another is given; `MultiStep` on ``levels`` by default.
-        warm_start: see `Distillation`.
-        codec, optimizer, lr_schedule, drop, seed: see `DiffusionModule`. Conditions are not hidden by default.
+        options: see `Distillation`; ``schedule`` is the law of the levels at which the distributions are compared.
 
     Raises:
         ValueError: levels that do not fall, a cycle below 2, a discriminator without features or the reverse, options for parts that are
@@ -133,10 +129,9 @@ class DMD(Distillation):
 
     def __init__(
         self,
-        teacher: Denoiser | EDM,
+        teacher: Denoiser | Gaussian,
         student: Denoiser | None = None,
         *,
-        shape: Sequence[int],
         levels: Sequence[float] = (80.0,),
         discriminator: nn.Module | None = None,
         features: str | None = None,
@@ -144,18 +139,11 @@ class DMD(Distillation):
         every: int = 5,
         guidance: float | Guide = 1.0,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
-        warm_start: bool = True,
-        schedule: Schedule = LogNormal(),
         sampler: Sampler | None = None,
-        codec: Codec | None = None,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
-        lr_schedule: LRSchedule | None = None,
-        drop: float | Mapping[str, float] = 0.0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         walk = MultiStep(len(levels), Levels(tuple(levels)))
-        super().__init__(teacher, student, shape=shape, warm_start=warm_start, schedule=schedule, sampler=sampler or walk, codec=codec,
-                         optimizer=optimizer, lr_schedule=lr_schedule, drop=drop, seed=seed)  # fmt: skip
+        super().__init__(teacher=teacher, student=student, sampler=sampler or walk, **options)
         if every < 2:
             raise ValueError(f"a cycle needs a step for the critics and one for the student: every >= 2, got {every}")
         if (discriminator is None) != (features is None):
@@ -209,7 +197,7 @@ class DMD(Distillation):
             return self.fake_score(noisy, sigma, cond) - real, real, features
 
     def _student(self, made: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
-        gap, real, features = self.gap(made + expand(sigma, made) * torch.randn_like(made), sigma, cond)
+        gap, real, features = self.gap(noised(made, sigma), sigma, cond)
         parts = {"matching": matching_loss(made, gap, real)}
         if self.discriminator is not None and features is not None:
             held = {name: value.detach() for name, value in self.discriminator.named_parameters()}
@@ -217,12 +205,12 @@ class DMD(Distillation):
         return parts
 
     def _critics(self, x: Tensor, made: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
-        noisy = made + expand(sigma, made) * torch.randn_like(made)
+        noisy = noised(made, sigma)
         error = mean_flat((self.fake_score(noisy, sigma, cond) - made).square())
         parts = {"denoising": self.fake_score.weight(sigma) * error}
         if self.discriminator is not None and self.tap is not None:
             logits = []
-            for state in (noisy, x + expand(sigma, x) * torch.randn_like(x)):
+            for state in (noisy, noised(x, sigma)):
                 with torch.no_grad():
                     self.teacher(state, sigma, cond)
                 logits.append(self.discriminator(self.tap.take()))

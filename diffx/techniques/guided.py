@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..codecs import Codec
 from ..denoiser import Denoiser
 from ..guidance import classifier_free
-from ..lr_schedules import LRSchedule
 from ..module import Batch
 from ..recipes import recipe_of
 from ..recipes.build import build
-from ..samplers import Sampler
-from ..schedules import LogNormal, Schedule
-from ..tensors import expand, mean_flat
-from .distillation import ADAM, GUIDANCE, Distillation
-from .edm import EDM
+from ..rng import noised
+from ..tensors import mean_flat
+from ..weightings import Weighting
+from .distillation import GUIDANCE, Distillation
+from .gaussian import Gaussian
 
 __all__ = ["GuidanceDistillation", "with_guidance"]
 
@@ -32,11 +31,11 @@ class GuidanceDistillation(Distillation):
     its teacher and the same ``scales``. The null condition is not needed any more and is not trained unless ``drop`` says so.
 
     Args:
-        teacher: conditional denoiser, or whole `EDM` module, that was trained with hidden conditions.
+        teacher: conditional denoiser, or the whole module, that was trained with hidden conditions.
         student: `with_guidance` of the teacher by default. One given is warm-started and must have a vector ``"guidance"`` of length 1.
         scales: range (lowest, highest) that w is drawn from, 1 = no guidance.
-        schedule: training noise levels.
-        shape, weighting, sampler, codec, optimizer, lr_schedule, drop, seed: see `Distillation`.
+        weighting: sigma ``(B,)`` -> weight of the squared error; the student's own by default, as in `EDM`.
+        options: see `Distillation`.
 
     Raises:
         ValueError: a teacher without conditions or trained without hiding them, an empty range, a student that does not fit.
@@ -44,28 +43,21 @@ class GuidanceDistillation(Distillation):
 
     def __init__(
         self,
-        teacher: Denoiser | EDM,
+        teacher: Denoiser | Gaussian,
         student: Denoiser | None = None,
         *,
-        shape: Sequence[int],
         scales: Sequence[float] = (1.0, 5.0),
-        schedule: Schedule = LogNormal(),
-        weighting: Callable[[Tensor], Tensor] | None = None,
-        sampler: Sampler | None = None,
-        codec: Codec | None = None,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
-        lr_schedule: LRSchedule | None = None,
-        drop: float | Mapping[str, float] = 0.0,
-        seed: int = 0,
+        weighting: Weighting | None = None,
+        **options: Any,
     ) -> None:
-        denoiser = teacher.denoiser if isinstance(teacher, EDM) else teacher
+        denoiser = teacher.denoiser if isinstance(teacher, Gaussian) else teacher
         conditions = getattr(denoiser.net, "conditions", None)
         if conditions is not None and not conditions.names:
             raise ValueError(f"guidance needs a conditional teacher, but {type(denoiser.net).__name__} takes no conditions")
-        if isinstance(teacher, EDM) and not teacher.drop:
+        if isinstance(teacher, Gaussian) and not teacher.drop:
             raise ValueError("guidance needs a teacher that was trained with hidden conditions, but its drop is 0; train it with 0.1")
-        super().__init__(teacher, student or with_guidance(denoiser), shape=shape, scales=scales, schedule=schedule, weighting=weighting,
-                         sampler=sampler, codec=codec, optimizer=optimizer, lr_schedule=lr_schedule, drop=drop, seed=seed)  # fmt: skip
+        super().__init__(teacher=teacher, student=student or with_guidance(denoiser), scales=scales, **options)
+        self.weighting = weighting or self.denoiser.weight
         _close(self.teacher, self.denoiser)
 
     def loss(self, batch: Batch, u: Tensor | None = None) -> dict[str, Tensor]:
@@ -73,7 +65,7 @@ class GuidanceDistillation(Distillation):
         x, told = self.inputs(batch)
         cond = replace(told, vectors={name: vector for name, vector in told.vectors.items() if name != GUIDANCE})
         sigma = self.schedule.sigma(self.positions(len(x)) if u is None else u)
-        noisy = x + expand(sigma, x) * torch.randn_like(x)
+        noisy = noised(x, sigma)
         with torch.no_grad():
             target = classifier_free(self.teacher, cond, cond.hidden(), told.vectors[GUIDANCE][:, 0])(noisy, sigma)
         mse = mean_flat((self.denoiser(noisy, sigma, told) - target).square())

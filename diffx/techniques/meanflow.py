@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -11,17 +11,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import rng
-from ..codecs import Codec
 from ..conditions import Cond
 from ..denoiser import Denoiser, FlowPrecond, FlowTime
 from ..guidance import Guide
-from ..lr_schedules import LRSchedule
-from ..module import ADAMW, Batch
+from ..module import Batch
 from ..recipes import recorded
 from ..samplers import Sampler
 from ..schedules import LogNormal, Schedule
 from ..tensors import expand, mean_flat
-from .edm import EDM
+from .gaussian import Gaussian
 
 __all__ = ["Jumps", "MeanFlow", "average_target", "total_derivative"]
 
@@ -77,7 +75,7 @@ class Jumps:
         return z
 
 
-class MeanFlow(EDM):
+class MeanFlow(Gaussian):
     """Learns the average velocity u(z, r, t) of the straight path z = (1 - t) x + t n, without a teacher.
 
     The network is told t as its noise coordinate and t - r as the vector ``"duration"``. A duration of 0 is the same as no duration, so the
@@ -87,14 +85,13 @@ class MeanFlow(EDM):
     Args:
         denoiser: network that takes the vector ``"duration"`` of length 1, under ``FlowPrecond(noise=FlowTime(...))``. A small factor of
             `FlowTime`, about 1 to 10, keeps the derivative in t tame.
-        shape: shape of one sample in data space.
         schedule: law of the first time, as sigma = t / (1 - t); a log-normal sigma is a logit-normal t.
         second: law of the second time; the same by default. t is the larger of the two, r the smaller.
         spans: share of the samples with r < t; the others have r = t and learn the instantaneous velocity.
         power: each squared error e is weighted with 1 / (e + ``floor``)^power, held constant in the gradient; 0 is the plain squared error.
         floor: see ``power``.
         sampler: used by `sample` unless another is given.
-        codec, optimizer, lr_schedule, drop, seed: see `DiffusionModule`.
+        options: see `Gaussian`.
 
     Raises:
         ValueError: another preconditioning, a network without the vector ``"duration"``, ``spans`` outside (0, 1].
@@ -104,23 +101,17 @@ class MeanFlow(EDM):
         self,
         denoiser: Denoiser,
         *,
-        shape: Sequence[int],
         schedule: Schedule = LogNormal(-0.4, 1.0),
         second: Schedule | None = None,
         spans: float = 0.25,
         power: float = 1.0,
         floor: float = 1e-3,
         sampler: Sampler | Jumps | None = None,
-        codec: Codec | None = None,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAMW,
-        lr_schedule: LRSchedule | None = None,
-        drop: float | Mapping[str, float] = 0.1,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         if not 0 < spans <= 1:
             raise ValueError(f"spans is the share of samples with r < t, in (0, 1], got {spans}; with 0 this is flow matching: use EDM")
-        super().__init__(denoiser, shape=shape, schedule=schedule, codec=codec, optimizer=optimizer, lr_schedule=lr_schedule, drop=drop,
-                         seed=seed)  # fmt: skip
+        super().__init__(denoiser=denoiser, schedule=schedule, sampler=None, **options)
         self.factor = _time_factor(denoiser)
         self.second = second or schedule
         self.spans, self.power, self.floor = spans, power, floor
@@ -158,7 +149,7 @@ class MeanFlow(EDM):
         high, low = (first, torch.minimum(first, other)) if u is not None else (torch.maximum(first, other), torch.minimum(first, other))
         return low / (1 + low), high / (1 + high)
 
-    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Guide = 1.0, sampler: Sampler | Jumps | None = None,
+    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Tensor | Guide = 1.0, sampler: Sampler | Jumps | None = None,
                seed: int | None = None, shape: Sequence[int] | None = None, chunk: int | None = None) -> Tensor:  # fmt: skip
         """As in `DiffusionModule.sample`; with `Jumps` by average velocities, else along the instantaneous one.
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..codecs import Codec
 from ..conditions import Cond
 from ..denoiser import Denoise, Denoiser
 from ..guidance import bind
 from ..lr_schedules import Linear, LRSchedule
 from ..module import Batch
+from ..rng import noised
 from ..samplers import Euler
 from ..samplers.sampler import lerp
 from ..schedules import Schedule, Tangent
-from ..tensors import expand, mean_flat
-from ..weightings import TruncatedSNR
-from .distillation import ADAM, Distillation
-from .edm import EDM
+from ..tensors import mean_flat
+from ..weightings import TruncatedSNR, Weighting
+from .distillation import Distillation
+from .gaussian import Gaussian
 
 __all__ = ["ProgressiveDistillation", "two_steps"]
 
@@ -37,7 +37,7 @@ class ProgressiveDistillation(Distillation):
     use at few steps: at the first level its estimate of x0 is the small difference of two large numbers.
 
     Args:
-        teacher: denoiser or whole `EDM` module; with ``scales``, one that is told the guidance scale (`GuidanceDistillation`).
+        teacher: see `Distillation`; with ``scales``, one that is told the guidance scale (`GuidanceDistillation`).
         student: the same network with other options (dropout); a copy of the teacher by default.
         teacher_steps: N, a power of two.
         last: steps of the last student, a power of two.
@@ -48,7 +48,8 @@ class ProgressiveDistillation(Distillation):
         direction: ``"up"`` distils an encoder, which walks from data at ``schedule.sigma_min`` to noise (`encode`). That level must be an
             honest one; the default schedule then begins at 0.02.
         weighting: of the squared x0 error at the level that the student starts from.
-        shape, codec, scales, optimizer, lr_schedule, drop, seed: see `Distillation`.
+        lr_schedule: of each stage, to 0 by default: the raw weights at its end are what counts.
+        options: see `Distillation`.
 
     Raises:
         ValueError: steps that are no powers of two, a schedule whose grids are not nested or not so fine, iterations that do not fit the
@@ -57,29 +58,24 @@ class ProgressiveDistillation(Distillation):
 
     def __init__(
         self,
-        teacher: Denoiser | EDM,
+        teacher: Denoiser | Gaussian,
         student: Denoiser | None = None,
         *,
-        shape: Sequence[int],
         teacher_steps: int = 64,
         last: int = 1,
         iterations: int | Sequence[int] = 50_000,
         schedule: Schedule | None = None,
         stride: Literal[1, 2] = 1,
         direction: Literal["down", "up"] = "down",
-        scales: Sequence[float] | None = None,
-        weighting: Callable[[Tensor], Tensor] = TruncatedSNR(),
-        codec: Codec | None = None,
-        optimizer: Callable[..., torch.optim.Optimizer] = ADAM,
+        weighting: Weighting = TruncatedSNR(),
         lr_schedule: LRSchedule | None = Linear(),
-        drop: float | Mapping[str, float] = 0.0,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
         if schedule is None:
-            precond = (teacher.denoiser if isinstance(teacher, EDM) else teacher).precond
+            precond = (teacher.denoiser if isinstance(teacher, Gaussian) else teacher).precond
             schedule = Tangent(getattr(precond, "sigma_data", 1.0), sigma_min=1e-5 if direction == "down" else 0.02)
-        super().__init__(teacher, student, shape=shape, scales=scales, schedule=schedule, weighting=weighting, codec=codec,
-                         optimizer=optimizer, lr_schedule=lr_schedule, drop=drop, seed=seed)  # fmt: skip
+        super().__init__(teacher=teacher, student=student, schedule=schedule, sampler=None, lr_schedule=lr_schedule, **options)
+        self.weighting = weighting
         _check_same(self.teacher, self.denoiser)
         self.teacher_steps, self.stride, self.direction = teacher_steps, stride, direction
         self.iterations = _checked_iterations(teacher_steps, last, iterations)
@@ -101,7 +97,7 @@ class ProgressiveDistillation(Distillation):
         """
         x, cond = self.inputs(batch)
         a, b, c = self.levels(self.positions(len(x)) if u is None else u)
-        noisy = x + expand(a.to(x), x) * torch.randn_like(x)
+        noisy = noised(x, a.to(x))
         with torch.no_grad():
             target = two_steps(bind(self.teacher, cond), noisy, a, b, c)
         mse = mean_flat((self.denoiser(noisy, a.to(x), cond) - target).square())

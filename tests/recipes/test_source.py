@@ -18,7 +18,7 @@ AGREE = [
     "torch.nn.Linear",
     "torch.nn.Conv2d",
     "timm.optim.Lamb",
-    "diffx.techniques.EDM",
+    "diffx.module.DiffusionModule",
     "diffx.EMA",
     "diffx.Digits",
     "diffx.schedules.Karras",
@@ -51,6 +51,15 @@ def test_options_handed_on_are_known_by_name():
     signature = find("parts_for_recipes.Passing")
     assert signature is not None and not signature.open
     assert set(signature.arguments) == {"extra", "rate", "name", "kind"}
+
+
+def test_a_technique_is_known_by_all_its_arguments():
+    """Its own, those of its bases down to `DiffusionModule`, and none that it fills in itself."""
+    signature = find("diffx.techniques.ProgressiveDistillation")
+    assert signature is not None and not signature.open
+    assert {"teacher_steps", "scales", "schedule", "codec", "drop", "shape"} <= set(signature.arguments)
+    assert not {"sampler", "denoiser", "uncertainty"} & set(signature.arguments)
+    assert {name for name, argument in signature.arguments.items() if argument.required} == {"teacher", "shape"}
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,26 @@ from diffx.codecs import Identity
 from diffx.denoiser import EDMPrecond, EpsPrecond
 from diffx.networks import MLP, UNet
 from diffx.recipes import recipe_of, recorded
+from diffx.rng import noised
 from diffx.samplers import Euler
 from diffx.schedules import Karras
-from diffx.techniques.distillation import Distillation
+from diffx.techniques import distillation
+from diffx.tensors import mean_flat
 
 
 @recorded
 class Halving(Identity):
     """A codec that is told apart from no codec."""
+
+
+class Distillation(distillation.Distillation):
+    """The plainest of the family: the student answers as the teacher does."""
+
+    def loss(self, batch, u=None):
+        x, cond = self.inputs(batch)
+        sigma = self.schedule.sigma(self.positions(len(x)) if u is None else u)
+        noisy = noised(x, sigma)
+        return {"loss": mean_flat((self.denoiser(noisy, sigma, cond) - self.teacher(noisy, sigma, cond) - 0.1 * x).square())}
 
 
 def points(**options):
