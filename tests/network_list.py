@@ -76,6 +76,7 @@ NETWORKS = {
             3, 6, size=8, width=32, depth=2, heads=4, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, other_sizes="count"
         )
     ),
+    "dit_text": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, other_sizes="stretch")),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "mlp_curve": Case(lambda: MLP(12, width=16), shape=(3, 4)),
 }

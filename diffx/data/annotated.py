@@ -142,11 +142,13 @@ class Annotated(DataModule):
     Which fate a caption meets is a pure function of (seed, epoch, index). Validation captions stay as they are.
 
     Args:
-        data: the pictures; its own columns "boxes", "rewritten" and "text" give way.
+        data: the pictures; its own columns "boxes", "rewritten" and "text" give way, and so do its batch size, workers and seed.
         annotators: who looks at them: an `AnnotationFile`, an oracle, or several by name (their objects are joined, the first caption
             counts). A model that looks anew in every epoch is slow: let `annotate` ask it once.
+        batch_size: samples per rank and micro-batch.
         append, replace: see `Completion`.
         missing: "raise" or "skip" pictures that were not annotated.
+        num_workers, seed: as in `DataModule`.
 
     Raises:
         ValueError: rates that are no probabilities or exceed 1 together, no annotators, an unknown ``missing``; when fetching, a picture
@@ -154,10 +156,10 @@ class Annotated(DataModule):
     """
 
     def __init__(
-        self, data: DataModule, annotators: Annotator | dict[str, Annotator], *, append: float = 0.25, replace: float = 0.15,
-        missing: Literal["raise", "skip"] = "raise",
+        self, data: DataModule, annotators: Annotator | dict[str, Annotator], batch_size: int = 64, *, append: float = 0.25,
+        replace: float = 0.15, missing: Literal["raise", "skip"] = "raise", num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
-        super().__init__(data.batch_size, num_workers=data.num_workers, seed=data.seed)
+        super().__init__(batch_size, num_workers=num_workers, seed=seed)
         if min(append, replace) < 0 or append + replace > 1:
             raise ValueError(f"append and replace must be probabilities whose sum is at most 1, got {append} and {replace}")
         if missing not in ("raise", "skip"):

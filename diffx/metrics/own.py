@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
-from ..data import Shapes
+from ..data import Annotated, Shapes
 from .figures import Evidence, Figure, Results, Unsuited
 from .shapes_judge import NAMES, shapes_figure
 
@@ -36,3 +36,8 @@ def _(data: Shapes, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
             raise Unsuited(str(error)) from error
 
     return (Figure((*NAMES, *told, "prompt_gain"), compute),)
+
+
+@own_figures.register
+def _(data: Annotated, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
+    return own_figures(data.data, asked)
