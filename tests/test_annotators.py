@@ -109,11 +109,11 @@ def test_detectors_that_cannot_be(options, kind, said):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other.pth does not fit FasterRCNN"):
+    with pytest.raises(ValueError, match=r"other\.pth does not fit FasterRCNN"):
         Detector(tmp_path, tiny_faster_rcnn(), categories=CATEGORIES)
 
 
-# Captions -----------------------------------------------------------------------------------------------------------------------------------
+# Captions ---------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_samples_are_judged_by_the_prompts_they_were_asked_for(wrapped):
 
 def test_positions_are_judged_where_they_are_told():
     assert measured(Shapes(8, items=100, val_items=60, positions=True))["figures"]["position"]["value"] == 1
-    with pytest.raises(ValueError, match="claim.position: no such figure"):
+    with pytest.raises(ValueError, match=r"claim\.position: no such figure"):
         measured(Shapes(8, items=100, val_items=60), claim={"position": ">= 1"})
 
 
