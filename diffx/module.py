@@ -147,7 +147,7 @@ class DiffusionModule(Parts, ABC):
                 part = cond.rows(slice(start, start + m)).map(lambda t: t.clone()).to(self.device)
                 z = draw((m, *latent), part, rng.sample_generators(seed, m, start))
                 parts.append(self.codec.decode(z).clamp(-1, 1))
-        return torch.cat(parts)
+            return torch.cat(parts)
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
@@ -254,6 +254,10 @@ class DiffusionModule(Parts, ABC):
         """Images that the current phase will last; infinity where nobody knows. Phases of known length override it."""
         steps = self.trainer.max_steps - self.phase_start[0]
         return steps * self.global_batch if steps > 0 and self.local_batch else math.inf
+
+    def phase_done(self) -> bool:
+        """Whether the current phase has had its last step. Techniques with phases override it."""
+        return False
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, and count the images of it."""

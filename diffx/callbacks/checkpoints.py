@@ -46,6 +46,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Save to ``<run folder>/checkpoints/``: ``step_00001000.ckpt`` and so on, the newest also as ``last.ckpt``.
 
+    The last one of each phase of a technique stays for good, as ``phase_0.ckpt`` and so on: the students of progressive distillation.
+
     Saves happen after an optimizer step and never between the micro-batches of one: every N steps, at the end of training, and when
     training is interrupted or fails, if the state is still that after a step (and there is one process: nobody knows where the others
     are). The callback brings its own `AtomicCheckpointIO` unless the trainer was given another one. `diffx.files.latest` finds the newest
@@ -100,8 +102,9 @@ class Checkpoints(Checkpoint):
         self._boundary = step != self._step
         self._step = step
         self._versions = [buffer._version for buffer in self._buffers]
-        if self._boundary and (step % self.every_n_steps == 0 or 0 <= trainer.max_steps <= step):
-            self._save(trainer)
+        done = pl_module.phase_done()
+        if self._boundary and (done or step % self.every_n_steps == 0 or 0 <= trainer.max_steps <= step):
+            self._save(trainer, f"phase_{pl_module.phase}.ckpt" if done else None)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Save what a stop for another reason left unsaved."""
@@ -125,7 +128,7 @@ class Checkpoints(Checkpoint):
         same = len(buffers) == len(self._buffers) and all(a is b for a, b in zip(buffers, self._buffers, strict=True))
         return same and [buffer._version for buffer in buffers] == self._versions
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, result: str | None = None) -> None:
         step = trainer.global_step
         if step == self._saved:
             return
@@ -134,5 +137,6 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(path, weights_only=False)
         self._saved = step
         if trainer.is_global_zero:
-            files.link(path, folder / "last.ckpt")
+            for name in ("last.ckpt", *([result] if result else [])):
+                files.link(path, folder / name)
             files.prune(folder, self.keep)

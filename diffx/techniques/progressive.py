@@ -142,7 +142,7 @@ class ProgressiveDistillation(Distillation):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Cross the border to the next stage before its first step, so that a checkpoint at the border belongs to the old stage."""
-        if self._stage_done() and self.phase + 1 < len(self.iterations):
+        if self.phase_done() and self.phase + 1 < len(self.iterations):
             self.new_phase()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -154,11 +154,12 @@ class ProgressiveDistillation(Distillation):
         super().on_load_checkpoint(checkpoint)
         self._begin_stage()
 
-    def _stage_done(self) -> bool:
+    def phase_done(self) -> bool:
+        """Whether the present stage has had its iterations."""
         return self.trainer.global_step - self.phase_start[0] >= self.iterations[self.phase]
 
     def _stop_at_the_end(self) -> None:
-        if self._stage_done() and self.phase + 1 == len(self.iterations):
+        if self.phase_done() and self.phase + 1 == len(self.iterations):
             self.trainer.should_stop = True
 
     def _begin_stage(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import lightning as L
 import pytest
@@ -11,7 +12,8 @@ from test_resume import differences
 from torch.utils.data import DataLoader
 
 import diffx
-from diffx import EMA, Cond, Denoiser
+from diffx import EMA, Cond, Denoiser, files
+from diffx.callbacks import Checkpoints
 from diffx.denoiser import EpsPrecond, FlowPrecond, VPrecond
 from diffx.lr_schedules import Linear
 from diffx.networks import MLP
@@ -243,8 +245,8 @@ class Journal(L.Callback):
 
 def fit(module, steps, folder=None, *callbacks, data=None, **options):
     trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-                        enable_checkpointing=False, max_epochs=-1, max_steps=steps, callbacks=list(callbacks),
-                        **{k: v for k, v in options.items() if k != "ckpt_path"})  # fmt: skip
+                        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks), max_epochs=-1,
+                        max_steps=steps, callbacks=list(callbacks), **{k: v for k, v in options.items() if k != "ckpt_path"})  # fmt: skip
     data = Numbers() if data is None else data
     trainer.fit(module, DataLoader(data, batch_size=None), ckpt_path=options.get("ckpt_path"))
     return trainer
@@ -261,6 +263,21 @@ def test_stages(tmp_path):
     lr = 1e-4
     assert rates == pytest.approx([lr, lr * 2 / 3, lr / 3, lr, lr / 2, lr, lr * 3 / 4, lr / 2, lr / 4])
     assert journal.phases == [(1, (3, 12)), (2, (5, 20))]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_students_of_all_stages_stay(tmp_path, accumulation):
+    """However few checkpoints are kept, each stage leaves its last one, from which that stage's student samples in its own steps."""
+    student = module(points(), iterations=[2, 1, 2])
+    data = [next(iter(Numbers()))] * 20
+    fit(student, -1, tmp_path, Checkpoints(every_n_steps=1, keep=1), data=data, accumulate_grad_batches=accumulation)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", *(f"phase_{k}.ckpt" for k in range(3)), "step_00000005.ckpt"]
+    students = [diffx.load(folder / f"phase_{k}.ckpt", weights="raw") for k in range(3)]
+    assert [s.steps for s in students] == [s.sampler.steps for s in students] == [4, 2, 1]
+    for older, newer in pairwise(students):  # a stage's teacher is the student of the stage before
+        assert not differences(older.denoiser.state_dict(), newer.teacher.state_dict())
+    assert files.latest(folder).name == "last.ckpt"
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
