@@ -174,6 +174,16 @@ class Annotated(DataModule):
         train, val = self.data.train, self.data.val
         return self._over(train, self.completion), None if val is None else self._over(val, Completion(0.0, 0.0))
 
+    def prepare_data(self) -> None:
+        """As ``data`` does it."""
+        self.data.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Check ``data``, too; batch sizes are compared for this module alone."""
+        self.data.trainer = self.trainer
+        self.data.setup("validate")
+        super().setup(stage)
+
     def _over(self, source: Source, completion: Completion) -> AnnotatedSource:
         return AnnotatedSource(source, self.annotators, completion, missing=self.missing, seed=self.seed)
 

@@ -175,3 +175,22 @@ def test_it_travels_in_recipes():
     again = build(recipe_of(data))
     assert (again.batch_size, again.seed, again.completion) == (4, 2, Completion(0.4, 0.15)) and again.shape == (3, 16, 16)
     assert again.train.fetch(np.arange(20), 1)["text"] == data.train.fetch(np.arange(20), 1)["text"]
+
+
+def test_the_inner_data_is_prepared_and_checked():
+    """Its batch size is of no account, its other checks are."""
+
+    class Inner(Captioned):
+        ready = False
+
+        def prepare_data(self):
+            self.ready = True
+
+    inner = Inner(["x"] * 4)
+    inner.batch_size = 10_000
+    data = Annotated(inner, Fixed(), 2)
+    data.prepare_data()
+    data.setup("fit")
+    assert inner.ready
+    with pytest.raises(ValueError, match="the training data set of Inner is empty"):
+        Annotated(Inner([]), Fixed(), 2).setup("fit")
