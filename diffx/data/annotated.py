@@ -58,7 +58,7 @@ class AnnotatedSource:
         self.source, self.annotators, self.completion, self.missing, self.seed = source, annotators, completion, missing, seed
         self.classes, self.class_names = (getattr(source, name, None) for name in ("classes", "class_names"))
         self.counts: Counter[str] = Counter(clipped=0, unmentioned=0, missing=0)
-        self._met: set[int] = set()
+        self._met: set[tuple[str, int]] = set()
 
     def __len__(self) -> int:
         """Number of items."""
@@ -90,8 +90,8 @@ class AnnotatedSource:
                 made += annotator(item)
             except KeyError as error:
                 if self.missing == "raise":
-                    raise ValueError(f"item {index} was not annotated by {annotator.fingerprint}; run annotate() over this very data, "
-                                     "or set missing = 'skip'") from error  # fmt: skip
+                    raise ValueError(f"item {index} was not annotated: {error.args[0]}; run annotate() over this very data, or set "
+                                     "missing = 'skip'") from error  # fmt: skip
                 self._count("missing", index, "item %d was not annotated and stays as it is", index)
         caption = next((one.caption for one in made if one.caption is not None), None)
         return Annotation(tuple(thing for one in made for thing in one.objects), caption)
@@ -118,9 +118,9 @@ class AnnotatedSource:
     def _count(self, what: str, index: int | None, message: str, *about: Any) -> None:
         """Count, an item once; the first case is logged."""
         if index is not None:
-            if index in self._met:
+            if (what, index) in self._met:
                 return
-            self._met.add(index)
+            self._met.add((what, index))
         if not self.counts[what]:
             log.warning(message + "; further cases are only counted", *about)
         self.counts[what] += 1

@@ -125,6 +125,8 @@ class AnnotationFile:
         Raises:
             KeyError: there is none.
         """
+        if key not in self._places:
+            raise KeyError(f"{self.path} does not know the picture {key}")
         with open(self.path, "rb") as file:
             file.seek(self._places[key])
             entry = _parsed(file.readline())

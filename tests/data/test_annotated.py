@@ -123,7 +123,7 @@ def test_a_picture_that_was_not_annotated(tmp_path):
     data = Shapes(8, items=20, val_items=5)
     annotate(data, ShapesOracle(), tmp_path / "seen.jsonl", sets=["val"])
     file = AnnotationFile(tmp_path / "seen.jsonl")
-    with pytest.raises(ValueError, match=r"item 4 was not annotated by shapes-oracle; run annotate\(\)"):
+    with pytest.raises(ValueError, match=r"item 4 was not annotated: .*seen.jsonl does not know the picture \w{32}; run annotate\(\)"):
         Annotated(data, file, 8).train.fetch(np.array([4]), 0)
     source = Annotated(data, file, 8, missing="skip", append=1.0, replace=0.0).train
     batch = source.fetch(np.arange(20), 0)
