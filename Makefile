@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow lint type docs bench results clean
+.PHONY: help install fit test test-fast test-slow lint type docs bench distillation results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
@@ -46,6 +46,9 @@ docs: $(STAMP) ## build the pages into docs/_build/html, warnings are errors; th
 
 bench: $(STAMP) ## time a training step of our U-Net beside diffusers' (the same job for both, interleaved)
 	$(BIN)/python -m benchmarks.unet_step $(ARGS)
+
+distillation: $(STAMP) ## train all students of the digits where they are missing, measure them, write the tables of docs/techniques/distillation.md
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.distillation $(ARGS)
 
 results: $(STAMP) ## train and measure every experiment that makes a claim
 	@for file in $$(cd experiments && grep -rl '^claim:' --include='*.yaml' . | sort); do \

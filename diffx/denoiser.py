@@ -114,16 +114,18 @@ class FlowTime:
 @recorded
 @dataclass(frozen=True)
 class SignalShare:
-    """Noise coordinate ``factor * gamma`` of RIN, gamma = 1 / (1 + sigma^2): the share of signal in the variance, not the time.
+    """Noise coordinate ``factor * gamma`` of RIN, gamma = 1 / (1 + (scale sigma)^2): the share of signal in the variance, not the time.
 
     Args:
         factor: what gamma in (0, 1) is multiplied with.
+        scale: input scale b of a process that multiplies the data by it; see `diffx.schedules.Shifted`.
     """
 
     factor: float = 1000.0
+    scale: float = 1.0
 
     def __call__(self, sigma: Tensor) -> Tensor:
-        return self.factor / (1 + sigma**2)
+        return self.factor / (1 + (self.scale * sigma) ** 2)
 
 
 @recorded

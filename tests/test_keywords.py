@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from diffx import Cond, Denoiser
 from diffx.guidance import KeyWordBoost, classifier_free
-from diffx.networks import AttentionController, DiT, Site, UNet, attention_control
+from diffx.networks import RIN, AttentionController, DiT, Site, UNet, attention_control
 from diffx.recipes import recipe_of
 from diffx.recipes.build import build
 from diffx.text import KeyWords, TokenSpan, Words
@@ -131,6 +131,9 @@ def net_of(kind):
     makers = {
         "unet": lambda: UNet(3, width=16, mults=(1, 2), blocks=1, tokens=tokens, head_dim=8),
         "dit": lambda: DiT(3, size=8, width=16, depth=2, heads=2, tokens=tokens),
+        "rin": lambda: RIN(
+            3, size=8, patch=4, width=16, latents=6, latent_width=32, blocks=2, depth=1, heads=2, read_heads=2, tokens=tokens
+        ),
     }
     torch.manual_seed(0)
     return Denoiser(Case(makers[kind]).awake())
@@ -145,7 +148,7 @@ def bundle(net, n=3):
 STATE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2)), torch.tensor([0.1, 1.0, 5.0])
 
 
-@pytest.mark.parametrize("kind", ["unet", "dit"])
+@pytest.mark.parametrize("kind", ["unet", "dit", "rin"])
 @pytest.mark.parametrize("form", ["log_bias", "logit_scale"])
 def test_every_layer_gives_the_key_tokens_their_share(kind, form):
     """Against the formula, from the probabilities that the same first layer has without a boost."""
@@ -158,14 +161,15 @@ def test_every_layer_gives_the_key_tokens_their_share(kind, form):
         boost(denoiser)(*STATE, cond)
     assert len(watched.seen) == len(plain.seen) > 1
     layer = next(iter(plain.seen))
+    t5, clip = (plain.sites[layer].key_slices[source].start for source in ("t5", "clip"))
     keys = torch.zeros(3, 1, 1, plain.seen[layer].shape[-1], dtype=torch.bool)
-    keys[0, ..., [2, 3, 6]] = keys[1, ..., 1] = True  # behind the null token: t5 has the keys 1 to 5, clip those from 6 on
+    keys[0, ..., [t5 + 1, t5 + 2, clip]] = keys[1, ..., t5] = True
     before, after = plain.seen[layer], watched.seen[layer]
     if form == "log_bias":
         expected = before * torch.where(keys, 2.0, 1.0)
         torch.testing.assert_close(after, expected / expected.sum(-1, keepdim=True), atol=1e-6, rtol=1e-4)
     assert torch.equal(after[2], before[2]) and (after[0] - before[0]).abs().max() > 1e-3
-    assert (after[0, ..., 4:6] == 0).all()  # masked tokens stay at nothing
+    assert (after[0, ..., t5 + 3 : t5 + 5] == 0).all()  # masked tokens stay at nothing
 
 
 def test_a_weight_of_zero_and_no_spans_change_nothing():

@@ -8,7 +8,7 @@ A `Carry` holds what a network hands to its own next call (RIN's latents). It be
 the same carry, then that of the conditional branch is kept.
 """
 
-from .binding import Carry, Guidance, Guide, Plain, bind
+from .binding import Carry, Guidance, Guide, Plain, bind, carried
 from .channels import FirstChannels
 from .contrast import Autoguidance, ClassifierFree, Interval, Piecewise, as_guide, classifier_free
 from .correction import DynamicThreshold, Rescale, StaticThreshold
@@ -16,5 +16,5 @@ from .keywords import KeyWordBoost
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval", "KeyWordBoost",
-    "Piecewise", "Plain", "Rescale", "StaticThreshold", "as_guide", "bind", "classifier_free",
+    "Piecewise", "Plain", "Rescale", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
 ]  # fmt: skip

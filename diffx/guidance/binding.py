@@ -13,7 +13,7 @@ from ..conditions import Cond
 from ..denoiser import Denoise, Denoiser
 from ..recipes import recorded
 
-__all__ = ["Carry", "Guidance", "Guide", "Pair", "Plain", "bind"]
+__all__ = ["Carry", "Guidance", "Guide", "Pair", "Plain", "bind", "carried"]
 
 Guide: TypeAlias = Callable[[Denoiser, Cond], Denoise]
 Pair: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -37,6 +37,11 @@ def bind(denoiser: Denoiser, cond: Cond, carry: Carry | None = None) -> Denoise:
         return denoiser.assemble(x, sigma, out)
 
     return denoise
+
+
+def carried(guide: Guide, denoiser: Denoiser, cond: Cond, carry: Carry) -> Denoise:
+    """Bind ``guide`` with a carry, if it is one of this package; a function of one's own knows of none and is bound without."""
+    return guide(denoiser, cond, carry) if isinstance(guide, Guidance) else guide(denoiser, cond)
 
 
 class Guidance(ABC):

@@ -5,11 +5,13 @@ from .autoencoder import ConvAutoencoder
 from .border import Conditions
 from .dit import DiT
 from .mlp import MLP
+from .rin import RIN
 from .song_unet import SongUNet
 from .unet import UNet, levels_at
 
 __all__ = [
     "MLP",
+    "RIN",
     "AttentionController",
     "Conditions",
     "ConvAutoencoder",

@@ -33,7 +33,8 @@ class Site(NamedTuple):
         kind: ``"self"``, ``"cross"``, or ``"joint"`` (data and text tokens in one sequence).
         grid: size of the feature map that the queries come from, e.g. ``(h, w)``; rows first.
         n_prefix: queries in front of the grid (register or class tokens).
-        key_slices: what the keys are: ``"grid"``, ``"null"`` (the learned null token) or a token source -> slice of the key axis.
+        key_slices: what the keys are: ``"grid"``, ``"null"`` (the learned null token), ``"latents"`` (RIN's) or a token source -> slice of
+            the key axis.
         noise: (B,) noise coordinate as the network received it, ``c_noise(sigma)``.
     """
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..conditions import Cond
+from ..tensors import expand
 
-__all__ = ["NO_COND", "Conditions", "check_input", "concat_maps", "cross_context"]
+__all__ = ["NO_COND", "Conditions", "check_input", "check_sizes", "concat_maps", "cross_context"]
 
 NO_COND = Cond()
 
@@ -84,19 +85,31 @@ class Conditions:
 
 
 def check_input(x: Tensor, noise: Tensor, channels: int, divisor: int = 1) -> None:
-    """Check data ``(B, channels, H, W)`` and noise ``(B,)`` of a network that halves the resolution log2(divisor) times.
+    """Check pictures ``(B, channels, H, W)`` and noise ``(B,)`` of a network that halves the resolution log2(divisor) times.
 
     Raises:
-        ValueError: wrong shapes; for a size that does not divide, the message names the divisor and the nearest size that does.
+        ValueError: as `check_sizes`.
     """
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must be (B, {channels}, H, W), got {tuple(x.shape)}")
+    check_sizes(x, noise, channels, (divisor, divisor))
+
+
+def check_sizes(x: Tensor, noise: Tensor, channels: int, divisors: Sequence[int]) -> None:
+    """Check data ``(B, channels, *size)``, each axis divisible by its divisor, and noise ``(B,)``.
+
+    Raises:
+        ValueError: wrong shapes; for a size that does not divide, the message names the divisors and the nearest size that does.
+    """
+    axes = {2: "H, W", 3: "T, H, W"}[len(divisors)]
+    if x.ndim != 2 + len(divisors) or x.shape[1] != channels:
+        raise ValueError(f"x must be (B, {channels}, {axes}), got {tuple(x.shape)}")
     if noise.shape != x.shape[:1]:
         raise ValueError(f"noise must hold one level per sample, ({len(x)},), got {tuple(noise.shape)}")
     size = tuple(x.shape[2:])
-    if any(side % divisor for side in size):
-        nearest = tuple(max(1, int(side / divisor + 0.5)) * divisor for side in size)
-        raise ValueError(f"height and width must be divisible by {divisor}, got {size}; the nearest valid size is {nearest}")
+    if any(side % divisor for side, divisor in zip(size, divisors, strict=True)):
+        nearest = tuple(max(1, int(side / divisor + 0.5)) * divisor for side, divisor in zip(size, divisors, strict=True))
+        by = str(divisors[0]) if len({*divisors}) == 1 else str(tuple(divisors))
+        what = "height and width" if len(divisors) == 2 else "frames, height and width"
+        raise ValueError(f"{what} must be divisible by {by}, got {size}; the nearest valid size is {nearest}")
 
 
 def concat_maps(x: Tensor, cond: Cond, names: Sequence[str]) -> Tensor:
@@ -104,7 +117,7 @@ def concat_maps(x: Tensor, cond: Cond, names: Sequence[str]) -> Tensor:
     maps = []
     for name in names:
         value = cond.maps[name].to(x.dtype)
-        maps.append(torch.where(cond.keep[name][:, None, None, None], value, 0.0) if name in cond.keep else value)
+        maps.append(torch.where(expand(cond.keep[name], value), value, 0.0) if name in cond.keep else value)
     return torch.cat([x, *maps], 1) if maps else x
 
 

@@ -1,6 +1,8 @@
-"""Pictures as sequences of patches, and where each patch lies: what transformers over pictures share."""
+"""Pictures and videos as sequences of patches, and where each patch lies: what transformers over pictures share."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -9,14 +11,31 @@ from torch import Tensor
 __all__ = ["patchify", "position_table", "unpatchify"]
 
 
-def patchify(x: Tensor, patch: int) -> Tensor:
-    """Cut ``(B, C, H, W)`` into ``(B, N, patch * patch * C)``: patches row by row, in each the pixels row by row, channels innermost."""
-    return rearrange(x, "b c (h p) (w q) -> b (h w) (p q c)", p=patch, q=patch)
+def patchify(x: Tensor, patch: int | Sequence[int]) -> Tensor:
+    """Cut ``(B, C, *size)`` into ``(B, N, P C)``: patches row by row, in each its P pixels row by row, channels innermost.
+
+    Args:
+        x: pictures ``(B, C, H, W)``, or videos ``(B, C, T, H, W)``.
+        patch: side of a patch, one number or one per axis.
+    """
+    grid, pixels, sides = _names(x.ndim - 2, patch)
+    pairs = " ".join(f"({g} {p})" for g, p in zip(grid, pixels, strict=True))
+    return rearrange(x, f"b c {pairs} -> b ({' '.join(grid)}) ({' '.join(pixels)} c)", **sides)
 
 
-def unpatchify(tokens: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
-    """Put the patches ``(B, N, patch * patch * C)`` of a ``grid`` (rows, columns) together again, the inverse of `patchify`."""
-    return rearrange(tokens, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)
+def unpatchify(tokens: Tensor, patch: int | Sequence[int], grid: Sequence[int]) -> Tensor:
+    """Put the patches ``(B, N, P C)`` of a ``grid``, e.g. (rows, columns), together again, the inverse of `patchify`."""
+    names, pixels, sides = _names(len(grid), patch)
+    pairs = " ".join(f"({g} {p})" for g, p in zip(names, pixels, strict=True))
+    counts = dict(zip(names, grid, strict=True))
+    return rearrange(tokens, f"b ({' '.join(names)}) ({' '.join(pixels)} c) -> b c {pairs}", **counts, **sides)
+
+
+def _names(axes: int, patch: int | Sequence[int]) -> tuple[list[str], list[str], dict[str, int]]:
+    """What the axes of the grid and of a patch are called in a rearrangement, and the sides of a patch by name."""
+    sides = (patch,) * axes if isinstance(patch, int) else patch
+    pixels = [f"p{i}" for i in range(axes)]
+    return [f"g{i}" for i in range(axes)], pixels, dict(zip(pixels, sides, strict=True))
 
 
 def position_table(rows: Tensor, columns: Tensor, width: int) -> Tensor:

@@ -10,6 +10,7 @@ from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
 from .meanflow import MeanFlow
 from .progressive import ProgressiveDistillation
+from .rin import RINDiffusion
 
 __all__ = [
     "DMD",
@@ -21,4 +22,5 @@ __all__ = [
     "KnowledgeEnhanced",
     "MeanFlow",
     "ProgressiveDistillation",
+    "RINDiffusion",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..conditions import Cond
 from ..denoiser import Denoise, Denoiser, EpsPrecond, FlowPrecond, FlowTime, Timesteps
-from ..guidance import Carry, Guidance, Guide
+from ..guidance import Carry, Guide, carried
 from ..module import Batch
 from ..recipes import recorded
 from ..rng import noised
@@ -158,7 +158,7 @@ class _Reverse:
     def __init__(self, guide: Guide, denoiser: Denoiser, cond: Cond) -> None:
         self.carry = Carry()
         told: Any = _Told(denoiser)
-        self.denoise: Denoise = guide(told, cond, self.carry) if isinstance(guide, Guidance) else guide(denoiser, cond)
+        self.denoise: Denoise = carried(guide, told, cond, self.carry)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         return self.denoise(x, sigma)

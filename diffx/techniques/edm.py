@@ -62,7 +62,11 @@ class EDM(Gaussian):
         """Weighted error ``"loss"`` and the plain squared one ``"mse"``, each ``(B,)``; u is the position on the training schedule."""
         x, cond = self.inputs(batch)
         sigma = self.schedule.sigma(self.positions(len(x)) if u is None else u)
-        return self.errors(self.denoiser(noised(x, sigma), sigma, cond), x, sigma, batch)
+        return self.errors(self.estimate(noised(x, sigma), sigma, cond), x, sigma, batch)
+
+    def estimate(self, noisy: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """The denoiser's estimate (B, *) of clean data in a training step. Override where training asks it in another way than sampling."""
+        return self.denoiser(noisy, sigma, cond)
 
     def errors(self, estimate: Tensor, x: Tensor, sigma: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The named errors, each (B,), of ``estimate`` (B, *) at levels ``sigma`` (B,) against clean ``x``."""
