@@ -92,6 +92,7 @@ NETWORKS = {
             3, 6, size=8, width=32, depth=2, heads=4, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, other_sizes="count"
         )
     ),
+    "dit_text": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, other_sizes="stretch")),
     "rin": Case(lambda: RIN(3, **SMALL_RIN, other_sizes="stretch"), carry=(4, 16)),
     "rin_all": Case(
         lambda: RIN(

@@ -1,7 +1,7 @@
 """The one list of techniques that the contract tests run over: a name, a small module, a batch for it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from diffx import EDM, Cond, Denoiser
 from diffx.augment import AugmentPipe
 from diffx.codecs import KL
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
+from diffx.distances import ObjectRegions
+from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
 from diffx.networks import RIN, ConvAutoencoder, DiT, UNet
 from diffx.samplers import Euler, Heun, MultiStep
@@ -20,6 +22,7 @@ from diffx.techniques import (
     ConsistencyDistillation,
     DiTDiffusion,
     GuidanceDistillation,
+    KnowledgeEnhanced,
     LearnedRange,
     MeanFlow,
     ProgressiveDistillation,
@@ -27,7 +30,7 @@ from diffx.techniques import (
 )
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
-from diffx.text import Bytes, Words
+from diffx.text import Bytes, KeyWords, TokenSpan, Words
 from diffx.weightings import LearnedUncertainty
 
 
@@ -99,6 +102,22 @@ def prompts(n: int) -> Cond:
     return Cond(tokens=tokens, vectors={"words_pooled": tokens["words"].mean(1)})
 
 
+def knowledge() -> KnowledgeEnhanced:
+    """Key words of both encoders are marked and boosted, and the loss looks at boxes."""
+    net = unet(classes=0, tokens={"words": 8, "bytes": 8}, vectors={"words_pooled": 8})
+    text = {"words": Words(["red", "blue", "*"], 8, 1, 2), "bytes": Bytes(8, 1, 2, 16)}
+    return KnowledgeEnhanced(Denoiser(net), shape=(1, 8, 8), text=text, key_words=KeyWords(marker="*"), boost=KeyWordBoost(1.0),
+                             distance=ObjectRegions(1.0), sampler=Heun(4))  # fmt: skip
+
+
+def boxed(n: int) -> dict[str, Any]:
+    return {**captioned(n), "boxes": torch.tensor([[[1, 2, 5, 6]]]).expand(n, 1, 4), "rewritten": torch.arange(n) % 3}
+
+
+def key_prompts(n: int) -> Cond:
+    return replace(prompts(n), spans=[[TokenSpan("red", "words", 1, 1 + i % 3)] for i in range(n)])
+
+
 def latent_edm() -> EDM:
     """The codec has fresh weights: the contract holds for any."""
     net = UNet(channels=2, classes=4, width=16, mults=(1,), blocks=1)
@@ -123,6 +142,7 @@ TECHNIQUES = {
     "dmd_few_steps": Case(lambda: dmd(discriminator=None, features=None, levels=(80.0, 1.0)), pictures, labels),
     "meanflow": Case(meanflow, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
+    "knowledge": Case(knowledge, boxed, key_prompts),
     "latent": Case(latent_edm, pictures, labels),
     "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),
 }
