@@ -10,7 +10,9 @@ from torch import nn
 
 from diffx import Cond, Denoiser
 from diffx.denoiser import EpsPrecond, SignalShare
-from diffx.networks import RIN, UNet
+from diffx.networks import UNet
+from diffx.recipes.build import build
+from diffx.recipes.compose import compose
 from diffx.samplers import Ancestral, Euler
 from diffx.schedules import GammaCosine, Shifted, Sigmoid
 from diffx.techniques import RINDiffusion
@@ -181,5 +183,7 @@ def test_guidance_of_a_module_trained_without_hidden_labels():
 
 
 def test_the_experiment_on_imagenet_is_the_published_network():
+    module = compose("imagenet/rin_256", ["data.root=pictures"]).tree["module"]
     with torch.device("meta"):
-        assert sum(p.numel() for p in RIN.published("rin_256").parameters()) == 395_928_256
+        made = build(module["denoiser"])
+    assert sum(p.numel() for p in made.parameters()) == 395_928_256 and made.grid == (32, 32)
