@@ -19,9 +19,47 @@ from .batch import Batch
 from .recipes import recorded
 from .tensors import expand, mean_flat
 
-__all__ = ["Distance", "ObjectRegions", "coverage"]
+__all__ = ["Distance", "Multiscale", "ObjectRegions", "coverage"]
 
 Distance: TypeAlias = Callable[[Tensor, Tensor, Batch], Tensor]
+
+
+@recorded
+@dataclass(frozen=True)
+class Multiscale:
+    """Squared errors at the picture's own and all halved resolutions (Hoogeboom et al. 2023, simple diffusion, arXiv:2301.11093).
+
+    The sum over s = lowest, 2 lowest, ..., d of L_s / s, where L_s is the mean square of the error averaged down to s pixels along the
+    shorter side d. Large forms, which fine noise hides least and which few pixels show, thereby count as much as in a small picture.
+
+    Args:
+        lowest: shortest side that is compared; d must be it times a power of two.
+        normalize: divide by the sum of the weights 1 / s.
+
+    Raises:
+        ValueError: ``lowest`` below 1; when called, data that are no pictures, or sides that cannot be halved down to ``lowest``.
+    """
+
+    lowest: int = 32
+    normalize: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lowest < 1:
+            raise ValueError(f"lowest is a side in pixels, at least 1; got {self.lowest}")
+
+    def __call__(self, estimate: Tensor, x: Tensor, batch: Batch) -> Tensor:
+        if x.ndim != 4:
+            raise ValueError(f"halved resolutions are those of pictures (B, C, H, W), got data of shape {tuple(x.shape)}")
+        side = min(x.shape[2:])
+        halvings = max(side // self.lowest, 1).bit_length() - 1
+        if self.lowest << halvings != side or any(other % (1 << halvings) for other in x.shape[2:]):
+            raise ValueError(f"sides {tuple(x.shape[2:])} cannot be halved down to {self.lowest}; choose lowest so that the "
+                             "shorter side is it times a power of two")  # fmt: skip
+        error = estimate - x
+        weights = [(1 << k) / side for k in range(halvings + 1)]
+        scales = [mean_flat(F.avg_pool2d(error, 1 << k).square()) for k in range(halvings + 1)]
+        total = torch.stack([w * scale for w, scale in zip(weights, scales, strict=True)]).sum(0)
+        return total / sum(weights) if self.normalize else total
 
 
 @recorded

@@ -1,12 +1,13 @@
-"""Errors that count more where objects are."""
+"""Errors that count more where objects are, and errors at several resolutions."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from diffx.distances import ObjectRegions, coverage
+from diffx.distances import Multiscale, ObjectRegions, coverage
 from diffx.recipes import recipe_of
 from diffx.recipes.build import build
+from diffx.tensors import mean_flat
 
 QUARTER = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 0.0, 0.0]]])  # a quarter of a picture of 8 pixels, and an empty slot
 X = torch.zeros(1, 3, 8, 8)
@@ -101,3 +102,35 @@ def test_settings_that_cannot_be():
 
 def test_it_travels_in_recipes():
     assert build(recipe_of(ObjectRegions(0.3, True, 0.5, "masks"))) == ObjectRegions(0.3, True, 0.5, "masks")
+
+
+# Halved resolutions -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_constant_error_counts_alike_at_all_scales(normalize):
+    x = torch.zeros(2, 3, 32, 64)
+    weights = 1 / 8 + 1 / 16 + 1 / 32
+    error = Multiscale(8, normalize)(x + torch.tensor([0.5, 2.0])[:, None, None, None], x, {})
+    torch.testing.assert_close(error, torch.tensor([0.25, 4.0]) * (1.0 if normalize else weights))
+
+
+def test_a_white_error_fades_with_the_pixels_that_are_averaged():
+    """L_s = (s / d)^2 of the error, so the sum of L_s / s is sum s / d^2."""
+    x = torch.zeros(8, 3, 64, 64)
+    white = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert Multiscale(16)(white, x, {}).mean().item() == pytest.approx((16 + 32 + 64) / 64**2, rel=0.01)
+
+
+def test_at_the_lowest_resolution_it_is_the_mean_square():
+    x, y = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(Multiscale(8, True)(y, x, {}), mean_flat((y - x).square()))
+
+
+@pytest.mark.parametrize(("lowest", "size"), [(32, (16, 16)), (8, (24, 24)), (8, (16, 17))])
+def test_sides_that_cannot_be_halved(lowest, size):
+    x = torch.zeros(1, 1, *size)
+    with pytest.raises(ValueError, match=f"cannot be halved down to {lowest}"):
+        Multiscale(lowest)(x, x, {})
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        Multiscale(0)

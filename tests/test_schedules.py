@@ -16,6 +16,7 @@ from diffx.schedules import (
     DDPMCosine,
     Flow,
     GammaCosine,
+    Interpolated,
     Karras,
     Levels,
     LogNormal,
@@ -43,6 +44,7 @@ SCHEDULES = {
     "ddpm_cosine": DDPMCosine(),
     "levels": Levels((80.0, 5.0, 0.1)),
     "shifted": Shifted.resolution(Cosine(), 256),
+    "interpolated": Interpolated.resolution(Cosine(), 256),
 }
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
@@ -214,6 +216,31 @@ def test_three_published_shifts_are_one():
     near(Shifted(Karras(), 2).grid(5), (2 * Karras().grid(5)).tolist())
 
 
+def test_the_blend_of_two_shifts_keeps_the_clean_end():
+    """Log-SNR at 256 pixels between references 256 (clean) and 32 (noisy); at u = 1/4 a blend the other way round would give -1.3580."""
+    base = Cosine(-15.0, 15.0)
+    blend = Interpolated.resolution(base, 256)
+    near(log_snr(base, 0.0, 0.25, 0.5, 0.75, 1.0), [15, 1.76118, 0, -1.76118, -15], rtol=1e-5, atol=1e-9)
+    near(log_snr(blend, 0.25, 0.5), [0.72146, -2.07944], rtol=1e-4)
+    near(log_snr(blend, 0.0), [15.0])
+    near(log_snr(Shifted.resolution(base, 128), 0.5), [-1.386294])
+    near(log_snr(Interpolated(base, 4.0, 4.0), 0.3), log_snr(Shifted(base, 4.0), 0.3).tolist())
+
+
+def test_averaged_blocks_of_a_shifted_picture_are_a_small_picture_under_the_plain_schedule():
+    """What the resolution shift is made for: blocks of (64 / 16)^2 pixels, log-SNR 0.7 of the small picture."""
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randn(200, 1, 16, 16, generator=generator)
+    large = small.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    base = Cosine()
+    u = base.u(torch.tensor(math.exp(-0.35)))
+    sigma = Shifted.resolution(base, 64, reference=16).sigma(u)
+    noise = sigma * torch.randn(large.shape, generator=generator)
+    averaged = torch.nn.functional.avg_pool2d(large + noise, 4)
+    ratio = small.var() / (averaged - small).var()
+    assert ratio.log().item() == pytest.approx(0.7, abs=0.02)
+
+
 def test_lognormal_quantiles_and_bands():
     near(at(LogNormal(), *torch.special.ndtr(torch.tensor([-1.96, 0, 1.96]).double()).tolist()), [0.0286672, 0.3011942, 3.164516])
     near(at(LogNormal(), 1 / 8, 1 / 2, 3 / 4, 7 / 8, 511 / 512), [0.075742, 0.301194, 0.676642, 1.197719, 9.609593], rtol=1e-5)
@@ -242,6 +269,7 @@ def test_lognormal_is_logit_normal_in_flow_time():
         lambda: Levels(()),
         lambda: Levels((1.0, 0.0)),
         lambda: Shifted(Karras(), 0),
+        lambda: Interpolated(Karras(), 2.0, 1.0),
         lambda: Karras().grid(0),
         lambda: Levels((2.0, 1.0)).grid(5),
         lambda: Flow().grid(20_000),

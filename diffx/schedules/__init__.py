@@ -6,11 +6,11 @@ Training draws ``u``, samplers walk it, experts own a band of it, progressive di
 from .gamma import GammaCosine, Sigmoid
 from .process import VP, Cosine, Flow, Tangent
 from .schedule import Schedule
-from .shifted import Shifted
+from .shifted import Interpolated, Shifted
 from .sigma import Karras, LogNormal, LogUniform
 from .table import DDPM, DDPMCosine, Levels, Table
 
 __all__ = [
-    "DDPM", "VP", "Cosine", "DDPMCosine", "Flow", "GammaCosine", "Karras", "Levels", "LogNormal", "LogUniform", "Schedule", "Shifted",
-    "Sigmoid", "Table", "Tangent",
+    "DDPM", "VP", "Cosine", "DDPMCosine", "Flow", "GammaCosine", "Interpolated", "Karras", "Levels", "LogNormal", "LogUniform", "Schedule",
+    "Shifted", "Sigmoid", "Table", "Tangent",
 ]  # fmt: skip

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from ..conditions import Cond
 from ..denoiser import Denoiser
-from ..distances import Distance
 from ..guidance import Guide, KeyWordBoost
 from ..module import Batch
-from ..rng import noised
 from ..text import KeyWords
 from .edm import EDM
 
@@ -38,7 +36,6 @@ class KnowledgeEnhanced(EDM):
         key_words: finds and marks them; None leaves spans as the data gives them and finds none.
         boost: what happens in the attention, None = nothing.
         boosted: "both" in training and sampling, or in "train" only.
-        distance: the error of an estimate; the mean square by default.
         options: see `EDM`.
 
     Raises:
@@ -52,10 +49,9 @@ class KnowledgeEnhanced(EDM):
         key_words: KeyWords | None = KeyWords(),
         boost: KeyWordBoost | None = KeyWordBoost(),
         boosted: Literal["both", "train"] = "both",
-        distance: Distance | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(denoiser, distance=distance, **options)
+        super().__init__(denoiser=denoiser, **options)
         if boosted not in ("both", "train"):
             raise ValueError(f"boosted must be 'both' or 'train', got {boosted!r}")
         conditions = getattr(denoiser.net, "conditions", None)
@@ -78,12 +74,13 @@ class KnowledgeEnhanced(EDM):
 
     def loss(self, batch: Batch, u: Tensor | None = None) -> dict[str, Tensor]:
         """As in `EDM`; where captions were rewritten, also the shares "appended" and "replaced", each ``(B,)``."""
-        x, cond = self.inputs(batch)
-        sigma = self.schedule.sigma(self.positions(len(x)) if u is None else u)
-        denoiser = self.denoiser if self.boost is None else self.boost(self.denoiser)
-        errors = self.errors(denoiser(noised(x, sigma), sigma, cond), x, sigma, batch)
         fates = {name: (batch["rewritten"] == fate).float() for name, fate in FATES.items()} if "rewritten" in batch else {}
-        return {**errors, **fates}
+        return {**super().loss(batch, u), **fates}
+
+    def estimate(self, noisy: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        """As in `EDM`, with more attention to key words."""
+        denoiser = self.denoiser if self.boost is None else self.boost(self.denoiser)
+        return denoiser(noisy, sigma, cond)
 
     def guided(self, n: int, cond: Cond, guidance: Any) -> tuple[Cond, Guide]:
         """As in `Gaussian`, with more attention to key words under every guide."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from diffx.recipes.source import find, inspected
 
+TECHNIQUES = Path(__file__).parents[2] / "diffx" / "techniques"
 AGREE = [
     "lightning.Trainer",
     "lightning.pytorch.loggers.CSVLogger",
@@ -60,6 +63,13 @@ def test_a_technique_is_known_by_all_its_arguments():
     assert {"teacher_steps", "scales", "schedule", "codec", "drop", "shape"} <= set(signature.arguments)
     assert not {"sampler", "denoiser", "uncertainty"} & set(signature.arguments)
     assert {name for name, argument in signature.arguments.items() if argument.required} == {"teacher", "shape"}
+
+
+@pytest.mark.parametrize("name", ast.literal_eval((TECHNIQUES / "__init__.py").read_text().partition("__all__ = ")[2]))
+def test_no_technique_leaves_a_back_door(name):
+    """A constructor that handed its options on by position would take any misspelt key."""
+    signature = find(f"diffx.techniques.{name}")
+    assert signature is not None and not signature.open and "shape" in signature.arguments
 
 
 @pytest.mark.parametrize(
