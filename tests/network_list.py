@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, SongUNet, UNet
+from diffx.networks import MLP, RIN, DiT, SongUNet, UNet, UViT
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -70,6 +70,7 @@ def output(net: nn.Module, *inputs: object, **handed: Tensor) -> Tensor:
 
 SMALL = {"width": 16, "mults": (1, 2), "blocks": 1}
 SMALL_RIN = {"size": 8, "patch": 2, "width": 16, "latents": 4, "latent_width": 16, "blocks": 1, "depth": 1, "heads": 2, "read_heads": 2}
+SMALL_UVIT = {"size": 8, "width": 16, "mults": (1,), "blocks": 1, "middle": 24, "depth": 2, "heads": 2}
 NETWORKS = {
     "unet": Case(lambda: UNet(3, **SMALL)),
     "unet_all": Case(
@@ -107,6 +108,20 @@ NETWORKS = {
             other_sizes="stretch",
         ),
         carry=(4, 16),
+    ),
+    "uvit": Case(lambda: UViT(3, **SMALL_UVIT, other_sizes="stretch")),
+    "uvit_all": Case(
+        lambda: UViT(
+            3,
+            6,
+            **SMALL_UVIT,
+            patch=2,
+            classes=4,
+            vectors={"size": 2},
+            tokens={"t5": 12, "clip": 7},
+            maps={"low_res": 3, "mask": 1},
+            other_sizes="stretch",
+        )
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "mlp_curve": Case(lambda: MLP(12, width=16), shape=(3, 4)),

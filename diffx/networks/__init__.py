@@ -8,6 +8,7 @@ from .mlp import MLP
 from .rin import RIN
 from .song_unet import SongUNet
 from .unet import UNet, levels_at
+from .uvit import UViT
 
 __all__ = [
     "MLP",
@@ -19,6 +20,7 @@ __all__ = [
     "Site",
     "SongUNet",
     "UNet",
+    "UViT",
     "attention_control",
     "levels_at",
 ]
