@@ -104,13 +104,13 @@ def evaluate(
     from .metrics.real import real_items
     from .metrics.report import write
 
-    promise, n = _promised(claim or {}, features, n)
+    promise, n = _promised(claim or {}, features, n, data)
     train, held_out = real_items(data, items)
     cond, labels = requests(module, held_out or train, n, chunk)
     clock = [time.process_time()]
     samples = module.sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk).float().cpu()
     clock.append(time.process_time())
-    figures, skipped = _measured(samples, labels, train, held_out or {}, features)
+    figures, skipped = _measured(samples, labels, data, train, held_out or {}, features)
     clock.append(time.process_time())
     verdict = promise.verdict(figures, n, skipped)
     report = {
@@ -134,42 +134,42 @@ def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: in
     """
     import torch
 
-    label = real.get("label")
-    if label is None:
-        rows = torch.arange(n) % len(real["x"])
-    else:
-        classes = label.unique()
-        wanted = classes[torch.arange(n) % len(classes)]
-        rows = torch.empty(n, dtype=torch.int64)
-        for c in classes:
-            own = (label == c).nonzero()[:, 0]
-            rows[wanted == c] = own[torch.arange(int((wanted == c).sum())) % len(own)]
+    from .metrics.real import asked_rows, take
+
+    rows, label = asked_rows(real, n), real.get("label")
     device = getattr(module, "device", "cpu")
     parts = []
     for some in rows.split(chunk):
-        batch = {key: v[some].to(device) if isinstance(v, torch.Tensor) else [v[i] for i in some.tolist()] for key, v in real.items()}
+        batch = {key: column.to(device) if isinstance(column, torch.Tensor) else column for key, column in take(real, some).items()}
         parts.append(module.condition(batch).to("cpu"))
     cond = reduce(lambda left, right: left.cat(right), parts)
     return cond, label[rows] if label is not None and len(cond) else None
 
 
-def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None) -> tuple[Claim, int]:
+def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None, data: Any) -> tuple[Claim, int]:
     """The claim, read, and how many samples to draw for it."""
     from .metrics import Claim, figure_names
+    from .metrics.own import own_figures
 
-    promise = Claim.parse(claim, {*figure_names(), *figure_names(features), "fid"})
+    own = [name for figure in own_figures(data, {}) for name in figure.names]
+    promise = Claim.parse(claim, {*figure_names(), *figure_names(features), "fid", *own})
     n = (promise.samples or 1000) if n is None else n
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return promise, n
 
 
-def _measured(samples: Tensor, labels: Tensor | None, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None) -> Any:
-    """All figures on pixels, and those that compare features once more on ``features``; see `metrics.measure`."""
+def _measured(
+    samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None
+) -> Any:
+    """All figures on pixels, those of the data's own judge, and those that compare features on ``features``; see `metrics.measure`."""
     from .metrics import FIGURES, Evidence, measure
+    from .metrics.own import own_figures
+    from .metrics.real import asked_rows, take
 
     evidence = Evidence(samples, train["x"], labels, train.get("label"), real.get("x"), real.get("label"))
-    figures, skipped = measure(evidence)
+    prompts = real or train
+    figures, skipped = measure(evidence, (*FIGURES, *own_figures(data, take(prompts, asked_rows(prompts, len(samples))))))
     if features is None:
         return figures, skipped
     more, lacking = measure(replace(evidence, features=features), [figure for figure in FIGURES if figure.on_features])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, DiT, SongUNet, UNet
+from diffx.networks import MLP, RIN, DiT, SongUNet, UNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -29,11 +29,16 @@ def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
 
 @dataclass(frozen=True)
 class Case:
-    """``make()`` builds a small network for data of ``shape``; ``fresh_zero``: it returns exactly zero before training."""
+    """``make()`` builds a small network for data of ``shape``.
+
+    ``fresh_zero``: it returns exactly zero before training. ``carry``: shape of what it hands from call to call, per sample, beside its
+    output; () for networks that hand nothing on.
+    """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...] = (3, 8, 8)
     fresh_zero: bool = True
+    carry: tuple[int, ...] = ()
 
     def data(self, n: int = 3) -> tuple[Tensor, Tensor]:
         """Random data and noise coordinates."""
@@ -42,6 +47,10 @@ class Case:
     def cond(self, net: nn.Module, n: int = 3) -> Cond:
         """All conditions of the network."""
         return everything(net, n, self.shape[1:])
+
+    def handed(self, n: int = 3) -> dict[str, Tensor]:
+        """What an earlier call handed on, as keywords."""
+        return {"carry": torch.randn(n, *self.carry)} if self.carry else {}
 
     def awake(self) -> nn.Module:
         """A network in eval mode whose zero weights are drawn instead, so that every part of it shows in the output."""
@@ -53,7 +62,14 @@ class Case:
         return net
 
 
+def output(net: nn.Module, *inputs: object, **handed: Tensor) -> Tensor:
+    """What the network says of the data, without what it hands on."""
+    out = net(*inputs, **handed)
+    return out[0] if isinstance(out, tuple) else out
+
+
 SMALL = {"width": 16, "mults": (1, 2), "blocks": 1}
+SMALL_RIN = {"size": 8, "patch": 2, "width": 16, "latents": 4, "latent_width": 16, "blocks": 1, "depth": 1, "heads": 2, "read_heads": 2}
 NETWORKS = {
     "unet": Case(lambda: UNet(3, **SMALL)),
     "unet_all": Case(
@@ -75,6 +91,22 @@ NETWORKS = {
         lambda: DiT(
             3, 6, size=8, width=32, depth=2, heads=4, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, other_sizes="count"
         )
+    ),
+    "dit_text": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, other_sizes="stretch")),
+    "rin": Case(lambda: RIN(3, **SMALL_RIN, other_sizes="stretch"), carry=(4, 16)),
+    "rin_all": Case(
+        lambda: RIN(
+            3,
+            6,
+            **SMALL_RIN,
+            classes=4,
+            vectors={"size": 2},
+            tokens={"t5": 12, "clip": 7},
+            maps={"low_res": 3, "mask": 1},
+            standardise=True,
+            other_sizes="stretch",
+        ),
+        carry=(4, 16),
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "mlp_curve": Case(lambda: MLP(12, width=16), shape=(3, 4)),

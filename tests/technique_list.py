@@ -1,7 +1,7 @@
 """The one list of techniques that the contract tests run over: a name, a small module, a batch for it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,23 +10,27 @@ from diffx import EDM, Cond, Denoiser
 from diffx.augment import AugmentPipe
 from diffx.codecs import KL
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
+from diffx.distances import ObjectRegions
+from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import ConvAutoencoder, DiT, UNet
-from diffx.samplers import Heun, MultiStep
-from diffx.schedules import DDPM, Flow, Levels
+from diffx.networks import RIN, ConvAutoencoder, DiT, UNet
+from diffx.samplers import Euler, Heun, MultiStep
+from diffx.schedules import DDPM, Flow, GammaCosine, Levels
 from diffx.techniques import (
     DMD,
     Autoencoder,
     ConsistencyDistillation,
     DiTDiffusion,
     GuidanceDistillation,
+    KnowledgeEnhanced,
     LearnedRange,
     MeanFlow,
     ProgressiveDistillation,
+    RINDiffusion,
 )
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
-from diffx.text import Bytes, Words
+from diffx.text import Bytes, KeyWords, TokenSpan, Words
 from diffx.weightings import LearnedUncertainty
 
 
@@ -50,6 +54,11 @@ def edm(net: UNet | None = None, *, precond: Any = EDMPrecond(), **options: Any)
 def dit(out_channels: int = 1, **options: Any) -> DiTDiffusion:
     net = DiT(channels=1, out_channels=out_channels, size=8, width=32, depth=2, heads=4, classes=4)
     return DiTDiffusion(net, shape=(1, 8, 8), **options)
+
+
+def rin(**options: Any) -> RINDiffusion:
+    net = RIN(1, size=8, patch=2, width=16, latents=4, latent_width=16, blocks=1, depth=1, heads=2, read_heads=2, classes=4)
+    return RINDiffusion(net, shape=(1, 8, 8), sampler=Euler(4, GammaCosine()), **options)
 
 
 def progressive(teacher: Denoiser | None = None, **options: Any) -> ProgressiveDistillation:
@@ -93,6 +102,22 @@ def prompts(n: int) -> Cond:
     return Cond(tokens=tokens, vectors={"words_pooled": tokens["words"].mean(1)})
 
 
+def knowledge() -> KnowledgeEnhanced:
+    """Key words of both encoders are marked and boosted, and the loss looks at boxes."""
+    net = unet(classes=0, tokens={"words": 8, "bytes": 8}, vectors={"words_pooled": 8})
+    text = {"words": Words(["red", "blue", "*"], 8, 1, 2), "bytes": Bytes(8, 1, 2, 16)}
+    return KnowledgeEnhanced(Denoiser(net), shape=(1, 8, 8), text=text, key_words=KeyWords(marker="*"), boost=KeyWordBoost(1.0),
+                             distance=ObjectRegions(1.0), sampler=Heun(4))  # fmt: skip
+
+
+def boxed(n: int) -> dict[str, Any]:
+    return {**captioned(n), "boxes": torch.tensor([[[1, 2, 5, 6]]]).expand(n, 1, 4), "rewritten": torch.arange(n) % 3}
+
+
+def key_prompts(n: int) -> Cond:
+    return replace(prompts(n), spans=[[TokenSpan("red", "words", 1, 1 + i % 3)] for i in range(n)])
+
+
 def latent_edm() -> EDM:
     """The codec has fresh weights: the contract holds for any."""
     net = UNet(channels=2, classes=4, width=16, mults=(1,), blocks=1)
@@ -107,6 +132,7 @@ TECHNIQUES = {
     "edm_augment": Case(lambda: edm(unet(vectors={"augment": 9}), augment=AugmentPipe()), pictures, labels),
     "dit": Case(lambda: dit(sampler=Heun(4)), pictures, labels),
     "dit_learned_variance": Case(lambda: dit(2, variance=LearnedRange(DDPM(length=8, beta_end=0.5))), pictures, labels),
+    "rin": Case(rin, pictures, labels),
     "progressive": Case(progressive, pictures, labels),
     "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),
     "guided": Case(lambda: GuidanceDistillation(Denoiser(unet()), shape=(1, 8, 8), sampler=Heun(4)), pictures, labels),
@@ -116,6 +142,7 @@ TECHNIQUES = {
     "dmd_few_steps": Case(lambda: dmd(discriminator=None, features=None, levels=(80.0, 1.0)), pictures, labels),
     "meanflow": Case(meanflow, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
+    "knowledge": Case(knowledge, boxed, key_prompts),
     "latent": Case(latent_edm, pictures, labels),
     "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),
 }

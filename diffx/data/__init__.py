@@ -1,5 +1,7 @@
 """DataModules: one per source of data, all with the same resumable order. Foreign LightningDataModules are equal citizens."""
 
+from .annotated import Annotated
+from .annotations import Annotation, AnnotationFile, Annotator, Detection, annotate
 from .arrays import Arrays, Memory
 from .buckets import Buckets, Placed, equal_area_buckets, grid_buckets
 from .digits import Digits
@@ -11,12 +13,13 @@ from .module import DataModule, normalise
 from .order import BucketOrder, Order, shard, split, stream
 from .picture_module import PictureItems, PictureModule
 from .pictures import PictureReader, size_crop
-from .shapes import Shapes
+from .shapes import Shapes, ShapesOracle
 from .shards import Shards
 from .source import Batch, Items, Source
 
 __all__ = [
-    "Arrays", "Batch", "BucketOrder", "Buckets", "DataModule", "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory",
-    "Order", "PictureItems", "PictureModule", "PictureReader", "Placed", "Shapes", "Shards", "Source", "TorchvisionSet",
-    "equal_area_buckets", "grid_buckets", "normalise", "shard", "size_crop", "split", "stream",
+    "Annotated", "Annotation", "AnnotationFile", "Annotator", "Arrays", "Batch", "BucketOrder", "Buckets", "DataModule", "Detection",
+    "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureItems", "PictureModule", "PictureReader",
+    "Placed", "Shapes", "ShapesOracle", "Shards", "Source", "TorchvisionSet", "annotate", "equal_area_buckets", "grid_buckets", "normalise",
+    "shard", "size_crop", "split", "stream",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import rng
 from ..data import normalise
 
-__all__ = ["real_items"]
+__all__ = ["asked_rows", "real_items", "take"]
 
 
 def real_items(data: L.LightningDataModule, limit: int = 10_000) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -36,6 +36,25 @@ def real_items(data: L.LightningDataModule, limit: int = 10_000) -> tuple[dict[s
     if not len(train.get("x", ())):
         raise ValueError(f"{type(data).__name__} gives no training items, so there is nothing to compare samples with")
     return train, held_out or None
+
+
+def asked_rows(real: Mapping[str, Any], n: int) -> Tensor:
+    """Rows (n,) of the real items whose conditions ``n`` samples are asked for: in turn, classes balanced where there are labels."""
+    label = real.get("label")
+    if label is None:
+        return torch.arange(n) % len(real["x"])
+    classes = label.unique()
+    wanted = classes[torch.arange(n) % len(classes)]
+    rows = torch.empty(n, dtype=torch.int64)
+    for c in classes:
+        own = (label == c).nonzero()[:, 0]
+        rows[wanted == c] = own[torch.arange(int((wanted == c).sum())) % len(own)]
+    return rows
+
+
+def take(items: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
+    """The items at ``rows`` (n,): tensors and lists alike."""
+    return {key: column[rows] if isinstance(column, Tensor) else [column[i] for i in rows.tolist()] for key, column in items.items()}
 
 
 def _fetched(source: Any, limit: int) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from .layers import Context, Norm
 
 __all__ = [
-    "AttentionController", "CrossAttention", "SelfAttention", "Site", "active_controller", "attend", "attention_control", "count_heads",
+    "AttentionController", "CrossAttention", "SelfAttention", "Site", "TokenAttention", "active_controller", "attend", "attention_control",
+    "count_heads",
 ]  # fmt: skip
 
 
@@ -148,26 +149,25 @@ class SelfAttention(nn.Module):
         return residual(x, tokens, self.skip_scale)
 
 
-class CrossAttention(nn.Module):
-    """Every position of a feature map attends to the token sources and to one learned null token.
+class TokenAttention(nn.Module):
+    """Every query attends to the token sources and to one learned null token; what `CrossAttention` is on sequences, without residual.
 
     The null token defines the answer where all tokens are masked, hidden or absent. Keys and values come from LayerNorm and a linear map
     of each source's own width; the sources stand behind each other on the key axis, null first.
 
     Args:
-        channels: channels C of the map ``(B, C, *grid)``.
+        channels: channels C of the queries.
         heads: number of heads.
         sources: token source -> width of its states.
-        eps: of the GroupNorm.
-        skip_scale: factor on the sum with the residual.
+        norm: of the queries; it stands in front of the query projection, wherever the caller applies it.
     """
 
     layer = ""  # dotted name, set by the network
 
-    def __init__(self, channels: int, heads: int, sources: Mapping[str, int], *, eps: float = 1e-5, skip_scale: float = 1.0) -> None:
+    def __init__(self, channels: int, heads: int, sources: Mapping[str, int], norm: nn.Module) -> None:
         super().__init__()
-        self.heads, self.skip_scale = heads, skip_scale
-        self.norm = Norm(channels, eps)
+        self.heads = heads
+        self.norm = norm
         self.query = nn.Linear(channels, channels)
         self.kv = nn.ModuleDict(
             {name: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * channels)) for name, width in sources.items()}
@@ -175,10 +175,10 @@ class CrossAttention(nn.Module):
         self.null = nn.Parameter(torch.randn(2 * channels) * channels**-0.5)
         self.out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        grid, batch = tuple(x.shape[2:]), len(x)
-        q = rearrange(self.query(rearrange(self.norm(x), "b c ... -> b (...) c")), "b n (h d) -> b h n d", h=self.heads)
-        rows, slices = [self.null.to(q.dtype).expand(batch, 1, -1)], {"null": slice(0, 1)}
+    def read(self, tokens: Tensor, context: Context, grid: tuple[int, ...]) -> Tensor:
+        """What the normalised queries ``tokens`` (B, N, C), one for each position of ``grid``, read from the sources: (B, N, C)."""
+        q = rearrange(self.query(tokens), "b n (h d) -> b h n d", h=self.heads)
+        rows, slices = [self.null.to(q.dtype).expand(len(q), 1, -1)], {"null": slice(0, 1)}
         keys = 1
         for name, states in context.tokens.items():
             slices[name] = slice(keys, keys + states.shape[1])
@@ -187,7 +187,25 @@ class CrossAttention(nn.Module):
         k, v = rearrange(torch.cat(rows, 1), "b n (two h d) -> two b h n d", two=2, h=self.heads).unbind()
         site = Site(self.layer, "cross", grid, 0, slices, context.noise)
         mask = None if context.mask is None else context.mask[:, None, None]
-        tokens = self.out(rearrange(attend(q, k, v, site, mask=mask, control=context.control), "b h n d -> b n (h d)"))
+        return self.out(rearrange(attend(q, k, v, site, mask=mask, control=context.control), "b h n d -> b n (h d)"))
+
+
+class CrossAttention(TokenAttention):
+    """Every position of a feature map attends to the tokens, see `TokenAttention`; GroupNorm before, residual around.
+
+    Args:
+        channels: channels C of the map ``(B, C, *grid)``.
+        heads, sources: see `TokenAttention`.
+        eps: of the GroupNorm.
+        skip_scale: factor on the sum with the residual.
+    """
+
+    def __init__(self, channels: int, heads: int, sources: Mapping[str, int], *, eps: float = 1e-5, skip_scale: float = 1.0) -> None:
+        super().__init__(channels, heads, sources, Norm(channels, eps))
+        self.skip_scale = skip_scale
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        tokens = self.read(rearrange(self.norm(x), "b c ... -> b (...) c"), context, tuple(x.shape[2:]))
         return residual(x, tokens, self.skip_scale)
 
 

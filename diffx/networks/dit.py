@@ -5,6 +5,8 @@ Distinctive choices
 - Blocks are adaLN-Zero: a fresh block is the identity, a fresh network returns exactly zero.
 - Positions are a fixed formula, not weights: no part of ``state_dict``, and any token grid can be given.
 - The null label is a learned row of the table, as published; what is hidden or absent reads it.
+- Text enters by cross-attention between a block's self-attention and its perceptron, not modulated, with an output that begins at zero
+  (PixArt-alpha, arXiv:2310.00426); without sources of tokens there is no such layer.
 - The noise sinusoid has frequencies 10,000^(-j/128), as published. (The class of the same name in diffusers divides by 127.)
 """
 
@@ -20,8 +22,8 @@ from torch.nn import functional as F
 
 from ..conditions import Cond
 from ..recipes import recorded
-from .attention import Site, active_controller, attend
-from .border import NO_COND, Conditions, check_input, concat_maps
+from .attention import Site, TokenAttention, active_controller, attend
+from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
 from .embedders import VectorEmbedding, sinusoid
 from .layers import Context, zero
 from .patches import patchify, position_table, unpatchify
@@ -35,7 +37,7 @@ WAVES = 256  # of the noise sinusoid
 
 @recorded
 class DiT(nn.Module):
-    """Diffusion transformer over pictures or their latents, with label, vector and map conditions.
+    """Diffusion transformer over pictures or their latents, with label, vector, token and map conditions.
 
     Side lengths must be divisible by ``patch``.
 
@@ -50,6 +52,7 @@ class DiT(nn.Module):
         mlp_ratio: width of a block's hidden layer in multiples of ``width``.
         classes: number of classes, 0 = no label. Label ``classes`` is the null label.
         vectors: name -> length of vectors that join the embedding.
+        tokens: source -> width of token states that every block attends to.
         maps: name -> channels of maps that are concatenated to x, in this order. They must have the size of x and, like clean data, lie
             in [-1, 1].
         other_sizes: what happens to x of another size than ``size``. ``"refuse"`` is an error; ``"stretch"`` lays the new grid over the
@@ -74,6 +77,7 @@ class DiT(nn.Module):
         mlp_ratio: float = 4.0,
         classes: int = 0,
         vectors: Mapping[str, int] | None = None,
+        tokens: Mapping[str, int] | None = None,
         maps: Mapping[str, int] | None = None,
         other_sizes: Literal["refuse", "stretch", "count"] = "refuse",
     ) -> None:
@@ -88,12 +92,13 @@ class DiT(nn.Module):
         self.channels, self.out_channels = channels, channels if out_channels is None else out_channels
         self.patch, self.width, self.other_sizes = patch, width, other_sizes
         self.grid = (height // patch, breadth // patch)
-        self.conditions = Conditions(classes, dict(vectors or {}), {}, dict(maps or {}))
+        self.conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
         self.x_embedder = PatchEmbedder(channels + sum(self.conditions.maps.values()), patch, width)
         self.t_embedder = NoiseEmbedder(width)
         self.y_embedder = LabelTable(classes, width) if classes else None
         self.vectors = nn.ModuleList(VectorEmbedding(name, length, width) for name, length in self.conditions.vectors.items())
-        self.blocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio), f"blocks.{i}.attn") for i in range(depth))
+        sources = self.conditions.tokens
+        self.blocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio), f"blocks.{i}", sources) for i in range(depth))
         self.final_layer = FinalLayer(width, patch * patch * self.out_channels)
         self.register_buffer("pos_embed", torch.empty(1, self.grid[0] * self.grid[1], width), persistent=False)
         self.initialise()
@@ -128,6 +133,7 @@ class DiT(nn.Module):
         for layer in (*tables, self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
             nn.init.normal_(cast(Tensor, layer.weight), std=0.02)
         zero(*(part.adaLN_modulation[1] for part in (*self.blocks, self.final_layer)), self.final_layer.linear)
+        zero(*(layer.out for layer in self.modules() if isinstance(layer, TextAttention)))
         self.pos_embed.copy_(self.positions(self.grid, torch.float64))
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
@@ -144,7 +150,8 @@ class DiT(nn.Module):
         positions = self.pos_embed if grid == self.grid else self._other(x, grid)
         weight = self.final_layer.linear.weight
         tokens = self.x_embedder(concat_maps(x.to(weight.dtype), cond, tuple(self.conditions.maps))) + positions.to(weight.dtype)
-        context = Context(self.embed(noise, cond), noise, {}, None, active_controller())
+        told, mask = cross_context(cond, tuple(self.conditions.tokens), weight.dtype)
+        context = Context(self.embed(noise, cond), noise, told, mask, active_controller())
         for block in self.blocks:
             tokens = block(tokens, context, grid)
         return unpatchify(self.final_layer(tokens, context), self.patch, grid)
@@ -238,18 +245,32 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
-class Block(nn.Module):
-    """Attention, then a perceptron, each after a modulated LayerNorm and with a gate on its way back (adaLN-Zero)."""
+class TextAttention(TokenAttention):
+    """Every token of the picture attends to the sources, after a LayerNorm; residual around."""
 
-    def __init__(self, width: int, heads: int, hidden: int, layer: str) -> None:
+    def __init__(self, width: int, heads: int, sources: Mapping[str, int], layer: str) -> None:
+        super().__init__(width, heads, sources, nn.LayerNorm(width, eps=1e-6, elementwise_affine=False))
+        self.layer = layer
+
+    def forward(self, x: Tensor, context: Context, grid: tuple[int, int]) -> Tensor:
+        return x + self.read(self.norm(x), context, grid)
+
+
+class Block(nn.Module):
+    """Attention, text if any, and a perceptron; first and last after a modulated LayerNorm and with a gate on the way back (adaLN-Zero)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, layer: str, sources: Mapping[str, int]) -> None:
         super().__init__()
-        self.attn = Attention(width, heads, layer)
+        self.attn = Attention(width, heads, f"{layer}.attn")
+        self.cross = TextAttention(width, heads, sources, f"{layer}.cross") if sources else None
         self.mlp = Mlp(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, context: Context, grid: tuple[int, int]) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(context.emb)[:, None].chunk(6, -1)
         x = torch.addcmul(x, gate1, self.attn(modulated(x, shift1, scale1), context, grid))
+        if self.cross is not None:
+            x = self.cross(x, context, grid)
         return torch.addcmul(x, gate2, self.mlp(modulated(x, shift2, scale2)))
 
 

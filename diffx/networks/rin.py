@@ -292,7 +292,7 @@ class NoiseToken(nn.Module):
 
 
 def _read_mask(interface: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Mask (B, 1, 1, keys) over patches, which are always read, and texts; from the one over the null token, which is not read, and texts."""
+    """Mask (B, 1, 1, keys) over patches, which are always read, and texts, from the one over null token and texts."""
     if mask is None:
         return None
     patches = mask[:, :1].expand(-1, interface.shape[1])

@@ -7,6 +7,7 @@ from .dit import LearnedRange as LearnedRange
 from .dmd import DMD
 from .edm import EDM
 from .guided import GuidanceDistillation
+from .knowledge import KnowledgeEnhanced
 from .meanflow import MeanFlow
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
@@ -18,6 +19,7 @@ __all__ = [
     "ConsistencyDistillation",
     "DiTDiffusion",
     "GuidanceDistillation",
+    "KnowledgeEnhanced",
     "MeanFlow",
     "ProgressiveDistillation",
     "RINDiffusion",

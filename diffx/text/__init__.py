@@ -8,6 +8,7 @@ names under which networks take them; `Cached` remembers what a frozen encoder m
 from .cache import Cached
 from .encoder import Encoded, Encoder, Row, TextEncoder, Tokenized, masked_mean
 from .images import CLIPImage
+from .keywords import KeyWords
 from .learned import Bytes, Words
 from .pretrained import T5, CLIPText, MiniLM
 from .sources import Sources, as_sources, pooled_name
@@ -15,6 +16,6 @@ from .spans import TokenSpan
 from .store import Store
 
 __all__ = [
-    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "MiniLM", "Row", "Sources", "Store", "TextEncoder", "TokenSpan",
-    "Tokenized", "Words", "as_sources", "masked_mean", "pooled_name",
+    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "KeyWords", "MiniLM", "Row", "Sources", "Store",
+    "TextEncoder", "TokenSpan", "Tokenized", "Words", "as_sources", "masked_mean", "pooled_name",
 ]  # fmt: skip

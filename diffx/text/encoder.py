@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..recipes.record import public_name
 from .spans import TokenSpan, find_spans, locate
 
-__all__ = ["Encoded", "Encoder", "Row", "TextEncoder", "Tokenized", "masked_mean"]
+__all__ = ["Encoded", "Encoder", "Row", "TextEncoder", "Tokenized", "hash_weights", "masked_mean"]
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Encoder(nn.Module, ABC):
         The place it came from and the names of its parameters do not count. Computed once for a frozen encoder.
         """
         if self._fingerprint is None or self.trainable:
-            about = {"class": public_name(type(self)), "settings": self.settings(), "weights": _weights(self)}
+            about = {"class": public_name(type(self)), "settings": self.settings(), "weights": hash_weights(self)}
             self._fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return self._fingerprint
 
@@ -248,7 +248,7 @@ def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1)
 
 
-def _weights(module: nn.Module) -> str:
+def hash_weights(module: nn.Module) -> str:
     """Hash of all parameters; by content, so that another library version may rename or reorder them."""
     digests = []
     for p in module.parameters():

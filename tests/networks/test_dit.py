@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from diffx.conditions import Cond
 from diffx.networks import AttentionController, DiT, attention_control
+from diffx.networks.layers import Context
 from diffx.networks.patches import patchify, position_table, unpatchify
 
 
@@ -201,3 +202,45 @@ def test_options_that_do_not_fit(options, message):
 def test_labels_out_of_range(label):
     with pytest.raises(ValueError, match=rf"labels must lie in \[0, 4\) \(4 = null class\), got {label}"):
         small()(torch.randn(1, 3, 8, 8), torch.zeros(1), Cond(label=torch.tensor([label])))
+
+
+# Text -------------------------------------------------------------------------------------------------------------------------------------
+
+
+def told(net, tokens=None, mask=None, **options):
+    """An output with or without tokens; the mask is over the source."""
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    given = {} if tokens is None else {"tokens": {"text": tokens}, "masks": {} if mask is None else {"text": mask}}
+    return net(x, torch.tensor([-1.0, 1.0]), Cond(label=torch.tensor([0, 3]), **given, **options))
+
+
+def test_text_enters_by_attention_after_the_self_attention_by_hand():
+    """One head, so that the formula fits on a line; null token first, keys and values from a normalised linear map of the states."""
+    net = awake(heads=1, tokens={"text": 6})
+    cross, x, states = net.blocks[1].cross, torch.randn(2, 16, 16, dtype=torch.float64), torch.randn(2, 3, 6, dtype=torch.float64)
+    context = Context(torch.zeros(2, 16).double(), torch.zeros(2), {"text": states}, None, None)
+    q = F.linear(F.layer_norm(x, (16,), eps=1e-6), cross.query.weight, cross.query.bias)
+    k, v = torch.cat([cross.null.expand(2, 1, -1), cross.kv["text"](states)], 1).chunk(2, -1)
+    read = (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
+    torch.testing.assert_close(cross(x, context, (4, 4)), x + F.linear(read, cross.out.weight, cross.out.bias))
+
+
+def test_a_fresh_network_does_not_hear_text_and_can_learn_to():
+    net = small(tokens={"text": 6}).double()
+    nn.init.normal_(net.final_layer.linear.weight)
+    states = torch.randn(2, 3, 6, dtype=torch.float64)
+    assert torch.equal(told(net, states), told(net, states + 1))
+    told(net, states).square().sum().backward()
+    assert all(block.cross.out.weight.grad.abs().max() > 0 for block in net.blocks)
+
+
+def test_hidden_absent_and_masked_text_are_one():
+    net, states = awake(tokens={"text": 6}), torch.randn(2, 3, 6, dtype=torch.float64)
+    absent = told(net)
+    torch.testing.assert_close(told(net, states, keep={"text": torch.zeros(2, dtype=torch.bool)}), absent)
+    torch.testing.assert_close(told(net, states, torch.zeros(2, 3, dtype=torch.bool)), absent)
+    assert (told(net, states) - absent).abs().max() > 1e-3
+
+
+def test_without_sources_there_is_no_such_layer():
+    assert small().state_dict().keys() == {name for name in small(tokens={"text": 6}).state_dict() if ".cross." not in name}

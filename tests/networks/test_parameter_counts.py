@@ -3,13 +3,17 @@
 import pytest
 import torch
 
-from diffx.networks import DiT, SongUNet, UNet
+from diffx.networks import RIN, DiT, SongUNet, UNet
 
 DIT = {  # without the table of positions, which is no parameter here
     "S/2": 32_865_056, "S/4": 32_920_448, "S/8": 33_142_016,
     "B/2": 130_315_808, "B/4": 130_426_496, "B/8": 130_869_248,
     "L/2": 457_840_672, "L/4": 457_988_224, "L/8": 458_578_432,
     "XL/2": 674_834_720, "XL/4": 675_000_704, "XL/8": 675_664_640,
+}  # fmt: skip
+RINS = {
+    "cifar": 30_951_180, "imagenet_64_p8": 157_780_160, "imagenet_64_p4": 157_730_864,
+    "rin_64": 267_186_736, "rin_128": 395_649_584, "rin_256": 395_928_256,
 }  # fmt: skip
 PUBLISHED = {
     "adm_64": (lambda: UNet.adm(64, out_channels=6), 295_904_454),
@@ -26,6 +30,7 @@ PUBLISHED = {
     "ddpmpp_64": (lambda: SongUNet.ddpmpp(64), 61_805_571),
     "ncsnpp_64": (lambda: SongUNet.ncsnpp(64), 62_761_091),
     **{f"dit_{name}": (lambda name=name: DiT.published(name), count) for name, count in DIT.items()},
+    **{name: (lambda name=name: RIN.published(name), count) for name, count in RINS.items()},
 }
 
 
