@@ -60,6 +60,8 @@ class PictureItems(Items):
     def _tried(self, index: int) -> Size | Exception:
         try:
             return self.extent(index)
+        except (SettingError, MemoryError):
+            raise
         except Exception as error:
             return error
 

@@ -29,6 +29,7 @@ def size_of(picture: Any) -> Size:
     Of a file only the head is read; the camera's orientation is obeyed.
 
     Raises:
+        SettingError: no picture.
         ValueError: a side has no pixels.
     """
     if is_file(picture):
@@ -38,8 +39,10 @@ def size_of(picture: Any) -> Size:
         height, width = picture.height, picture.width
         if Image.Image.getexif(picture).get(ORIENTATION, 1) > 4:  # lying on a side; PngImageFile.getexif would decode the whole picture
             height, width = width, height
-    else:
+    elif isinstance(picture, (Tensor, np.ndarray)):
         height, width = picture.shape[-2:] if isinstance(picture, Tensor) else picture.shape[:2]
+    else:
+        raise _no_picture(picture)
     if min(height, width) < 1:
         raise ValueError(f"the picture has a side of zero pixels: height {height}, width {width}")
     return height, width
@@ -135,6 +138,8 @@ class PictureReader:
         if is_file(picture):
             with Image.open(picture) as opened:
                 return self.framed(opened, size)
+        if isinstance(picture, (Tensor, np.ndarray)) and picture.dtype not in (torch.uint8, np.uint8):
+            raise SettingError(f"float data is taken as it is and cannot be scaled or cut; got {picture.dtype} pictures in buckets")
         height, width = size
         original = None
         if self.draft and getattr(picture, "format", None) == "JPEG":
@@ -170,7 +175,7 @@ class PictureReader:
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture[..., 0] if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
         if not isinstance(picture, Image.Image):
-            raise SettingError(f"expected a picture (Pillow, array or tensor), got {type(picture).__name__}; name its key with image=")
+            raise _no_picture(picture)
         return ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION, 1) != 1 else picture
 
     def _tensor(self, picture: Image.Image, mirrored: bool) -> Tensor:
@@ -206,6 +211,10 @@ class PictureReader:
 
     def _mirror(self) -> bool:
         return self.flip and bool(torch.rand(()) < 0.5)
+
+
+def _no_picture(thing: Any) -> SettingError:
+    return SettingError(f"expected a picture (Pillow, array or tensor), got {type(thing).__name__}; name its key with image=")
 
 
 def is_file(picture: Any) -> bool:

@@ -272,6 +272,10 @@ def test_sizes_are_remembered_until_a_file_changes(tmp_path, monkeypatch):
 def test_settings_that_do_not_fit(tmp_path):
     with pytest.raises(ValueError, match="give size or buckets, not both; got size=8 and 3 buckets"):
         Mapped(Frames(), 2, size=8, buckets=SHAPES)
+    with pytest.raises(ValueError, match=r"expected a picture .* got str; name its key with image="):
+        Mapped([{"image": "a.png"}], 1, label=None, buckets=SHAPES, on_error="skip").setup("fit")
+    with pytest.raises(ValueError, match=r"float data is taken as it is .* got torch.float32 pictures in buckets"):
+        Mapped([{"image": torch.zeros(3, 16, 16)}], 1, label=None, buckets=SHAPES).train.fetch(np.array([0]), 0)
     with pytest.raises(ValueError, match="no bucket has the 64 or more"):
         fitted(tmp_path, framed(64, leftover="drop"), max_steps=1)
     with pytest.raises(ValueError, match=r"max_epochs=2 never ends .* set max_steps=\d+ "):
