@@ -40,24 +40,21 @@ from diffx.techniques.meanflow import Jumps
 N, STEPS, REFERENCE = 1000, (1, 2, 4, 8, 16), 64
 GRID = Tangent(0.752)
 SCALES = (1.0, 2.0, 3.0, 5.0)
-SEEDS = range(5)
 DIT = ("module.teacher.path=runs/digits/dit/main",)
-TOKENS = ("module.features=blocks.1", "module.discriminator={channels: 96, axis: -1}")
-RUNS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("teacher", "main", ()),
-    ("progressive", "main", ()),
-    ("guided", "main", ()),
-    ("guided_few", "main", ()),
-    ("consistency", "main", ()),
-    *(("dmd", f"seed{seed}", (f"module.seed={seed}",)) for seed in SEEDS),
-    *(("meanflow", f"seed{seed}", (f"module.seed={seed}",)) for seed in SEEDS),
-    ("dit", "main", ()),
-    *((name, "from_dit", DIT) for name in ("progressive", "guided", "consistency")),
-    ("dmd", "from_dit", (*DIT, *TOKENS)),
-)
-"""Experiment of digits, name of the run, overrides; in the order of training."""
+TOKENS = ("module.features=blocks.1", "module.discriminator.channels=96", "module.discriminator.axis=-1")
 
 Row = dict[str, float]
+
+
+def planned(seeds: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Experiment of digits, name of the run and overrides, in the order of training."""
+    return [
+        *((name, "main", ()) for name in ("teacher", "progressive", "guided", "guided_few", "consistency")),
+        *((name, f"seed{seed}", (f"module.seed={seed}",)) for seed in range(seeds) for name in ("dmd", "meanflow")),
+        ("dit", "main", ()),
+        *((name, "from_dit", DIT) for name in ("progressive", "guided", "consistency")),
+        ("dmd", "from_dit", (*DIT, *TOKENS)),
+    ]
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,9 @@ def stages(folder: Path, first: int) -> Callable[[int], Any]:
 # Training ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def train(runs: Path) -> None:
+def train(runs: Path, seeds: int) -> None:
     """Train what has no result in ``runs`` yet; a run that was interrupted is resumed."""
-    for name, run, overrides in RUNS:
+    for name, run, overrides in planned(seeds):
         if not (runs / "digits" / name / run / "finished").exists():
             command = [sys.executable, "-m", "diffx.fit", f"experiment=digits/{name}", f"run={run}", f"runs={runs}", *overrides]
             subprocess.run(command, check=True)
@@ -180,13 +177,13 @@ def first_stage(teacher: Any, module: Any, yardstick: Yardstick) -> dict[float, 
     return found
 
 
-def measured(runs: Path) -> dict[str, Any]:
+def measured(runs: Path, seeds: int) -> dict[str, Any]:
     """Everything that the page shows."""
     folder = runs / "digits"
     yardstick = Yardstick.of(Digits())
     teacher, dit = load(str(folder / "teacher/main")), load(str(folder / "dit/main"))
     few = {run: stages(folder / "progressive" / run, REFERENCE // 2) for run in ("main", "from_dit")}
-    one = {f"{name}/{run}": load(str(folder / name / run)) for name, run, _ in RUNS if name in ("consistency", "dmd", "meanflow")}
+    one = {f"{name}/{run}": load(str(folder / name / run)) for name, run, _ in planned(seeds) if name in ("consistency", "dmd", "meanflow")}
     guided = stages(folder / "guided_few/main", 16)
     main = {
         "progressive": lambda k: draw(few["main"](k)),
@@ -211,7 +208,7 @@ def measured(runs: Path) -> dict[str, Any]:
             "dit": first_stage(dit, load(str(folder / "guided/from_dit")), yardstick),
         },
         "seeds": {
-            name: {seed: yardstick.figures(draw(one[f"{name}/seed{seed}"]), labels(), reference) for seed in SEEDS}
+            name: {seed: yardstick.figures(draw(one[f"{name}/seed{seed}"]), labels(), reference) for seed in range(seeds)}
             for name in ("dmd", "meanflow")
         },
     }
@@ -292,10 +289,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.distillation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    runs = parser.parse_args(argv).runs
+    parser.add_argument("--seeds", type=int, default=5, help="training seeds of DMD and MeanFlow (default: 5)")
+    given = parser.parse_args(argv)
+    runs: Path = given.runs
     torch.set_num_threads(1)
-    train(runs)
-    found = measured(runs)
+    train(runs, given.seeds)
+    found = measured(runs, given.seeds)
     (runs / "digits" / "distillation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for place, text in page(found).items():
         fill("techniques/distillation.md", place, text)
