@@ -22,9 +22,9 @@ def fill(page: str, name: str, text: str) -> None:
     Raises:
         ValueError: the page has no such place.
     """
-    path, begin, end = DOCS / page, f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    path, begin, end = DOCS / page, f"<!-- {name} -->\n", f"<!-- /{name} -->"
     head, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise ValueError(f"{path} has no place between {begin.strip()} and {end.strip()}")
-    path.write_text(f"{head}{begin}{text}{end}{tail}", encoding="utf-8")
+        raise ValueError(f"{path} has no place between {begin.strip()} and {end}")
+    path.write_text(f"{head}{begin}{text}\n{end}{tail}", encoding="utf-8")
