@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..conditions import Cond
 from ..tensors import expand
 
-__all__ = ["NO_COND", "Conditions", "check_input", "check_sizes", "concat_maps", "cross_context"]
+__all__ = ["NO_COND", "Conditions", "check_input", "check_sizes", "concat_maps", "cross_context", "refuse_grid"]
 
 NO_COND = Cond()
 
@@ -110,6 +111,23 @@ def check_sizes(x: Tensor, noise: Tensor, channels: int, divisors: Sequence[int]
         by = str(divisors[0]) if len({*divisors}) == 1 else str(tuple(divisors))
         what = "height and width" if len(divisors) == 2 else "frames, height and width"
         raise ValueError(f"{what} must be divisible by {by}, got {size}; the nearest valid size is {nearest}")
+
+
+def refuse_grid(x: Tensor, grid: Sequence[int], own: Sequence[int], sides: Sequence[int], ways: str) -> NoReturn:
+    """Answer data whose ``grid`` of tokens is not the one, ``own``, that a network's positions are laid out for.
+
+    Args:
+        x: the data.
+        grid: its tokens along each axis.
+        own: those of the network.
+        sides: of a token's part of x.
+        ways: option values that would take it.
+    """
+    size = tuple(side * tokens for side, tokens in zip(sides, own, strict=True))
+    raise ValueError(
+        f"x of size {tuple(x.shape[2:])} makes a grid of {tuple(grid)} tokens, but the position table is laid out for {tuple(own)}, "
+        f"that is for size {size}; build the network with that size, or with other_sizes={ways}"
+    )
 
 
 def concat_maps(x: Tensor, cond: Cond, names: Sequence[str]) -> Tensor:

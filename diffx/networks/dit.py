@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .attention import Site, TokenAttention, active_controller, attend
-from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
+from .border import NO_COND, Conditions, check_input, concat_maps, cross_context, refuse_grid
 from .embedders import VectorEmbedding, sinusoid
 from .layers import Context, zero
 from .patches import patchify, position_table, unpatchify
@@ -173,11 +173,7 @@ class DiT(nn.Module):
 
     def _other(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         if self.other_sizes == "refuse":
-            own = tuple(side * self.patch for side in self.grid)
-            raise ValueError(
-                f"x of size {tuple(x.shape[2:])} makes a grid of {grid} tokens, but the position table is laid out for {self.grid}, "
-                f"that is for size {own}; build the network with that size, or with other_sizes='stretch' or 'count'"
-            )
+            refuse_grid(x, grid, self.grid, (self.patch, self.patch), "'stretch' or 'count'")
         return self.positions(grid)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
-__all__ = ["patchify", "position_table", "unpatchify"]
+__all__ = ["patchify", "position_table", "stretched", "unpatchify"]
 
 
 def patchify(x: Tensor, patch: int | Sequence[int]) -> Tensor:
@@ -59,3 +60,9 @@ def position_table(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     down, along = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (rows[:, None] * frequency, columns[:, None] * frequency))
     grid = (len(rows), len(columns), width // 2)
     return torch.cat([along[None].expand(grid), down[:, None].expand(grid)], 2).flatten(0, 1)
+
+
+def stretched(table: Tensor, grid: Sequence[int]) -> Tensor:
+    """Learned positions ``(1, D, *own)`` interpolated linearly over another grid of two or three axes, ``(1, D, *grid)``."""
+    mode = "bilinear" if len(grid) == 2 else "trilinear"
+    return F.interpolate(table.float(), tuple(grid), mode=mode, align_corners=False).to(table.dtype)

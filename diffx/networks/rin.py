@@ -23,10 +23,10 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .attention import AttentionController, Site, active_controller, attend
-from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context
+from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context, refuse_grid
 from .embedders import LabelEmbedding, VectorEmbedding, sinusoid
 from .layers import zero
-from .patches import patchify, unpatchify
+from .patches import patchify, stretched, unpatchify
 
 __all__ = ["RIN", "RIN_SIZES"]
 
@@ -196,14 +196,8 @@ class RIN(nn.Module):
         if grid == self.grid:
             return self.positions
         if self.other_sizes == "refuse":
-            own = tuple(side * p for side, p in zip(self.grid, self.patch, strict=True))
-            raise ValueError(
-                f"x of size {tuple(x.shape[2:])} makes a grid of {grid} tokens, but the position table is laid out for {self.grid}, "
-                f"that is for size {own}; build the network with that size, or with other_sizes='stretch'"
-            )
-        table = self.positions.transpose(1, 2).unflatten(2, self.grid)
-        mode = "bilinear" if len(grid) == 2 else "trilinear"
-        return F.interpolate(table.float(), grid, mode=mode, align_corners=False).flatten(2).transpose(1, 2).to(table.dtype)
+            refuse_grid(x, grid, self.grid, self.patch, "'stretch'")
+        return stretched(self.positions.transpose(1, 2).unflatten(2, self.grid), grid).flatten(2).transpose(1, 2)
 
 
 class View(NamedTuple):

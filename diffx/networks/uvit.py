@@ -21,10 +21,11 @@ from ..conditions import Cond
 from ..recipes import recorded
 from .attention import active_controller
 from .blocks import BlockStyle, ResBlock, closing_layers
-from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
+from .border import NO_COND, Conditions, check_input, concat_maps, cross_context, refuse_grid
 from .dit import Block
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding
 from .layers import Context, Norm, Pointwise, Resample, zero
+from .patches import stretched
 
 __all__ = ["UViT"]
 
@@ -154,12 +155,8 @@ class UViT(nn.Module):
         if grid == self.grid:
             return self.positions
         if self.other_sizes == "refuse":
-            own = tuple(side * self.divisor for side in self.grid)
-            raise ValueError(
-                f"x of size {tuple(x.shape[2:])} makes a grid of {grid} tokens, but positions are laid out for {self.grid}, that is for "
-                f"size {own}; build the network with that size, or with other_sizes='stretch'"
-            )
-        return F.interpolate(self.positions.float(), grid, mode="bilinear", align_corners=False).to(self.positions.dtype)
+            refuse_grid(x, grid, self.grid, (self.divisor, self.divisor), "'stretch'")
+        return stretched(self.positions, grid)
 
 
 class Down(nn.Module):
