@@ -11,11 +11,11 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow lint type docs bench distillation results clean
+.PHONY: help install fit test test-fast test-slow lint type docs bench distillation objectives results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## make .venv with diffx (editable) and all tools; done once, again when setup.cfg changes
 
@@ -49,6 +49,9 @@ bench: $(STAMP) ## time a training step of our U-Net beside diffusers' (the same
 
 distillation: $(STAMP) ## train all students of the digits where they are missing, measure them, write the tables of docs/techniques/distillation.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.distillation $(ARGS)
+
+objectives: $(STAMP) ## train U-Net and DiT on the digits under five objectives, write the table of docs/techniques/objectives.md
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.objectives $(ARGS)
 
 results: $(STAMP) ## train and measure every experiment that makes a claim
 	@for file in $$(cd experiments && grep -rl '^claim:' --include='*.yaml' . | sort); do \

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +25,7 @@ from torch import Tensor
 
 import diffx
 from benchmarks.pages import DOCS, fill, table
+from benchmarks.training import Run
 from diffx import Cond, Digits
 from diffx.guidance import classifier_free
 from diffx.metrics import ClassJudge, frechet, nearest
@@ -40,21 +39,26 @@ from diffx.techniques.meanflow import Jumps
 N, STEPS, REFERENCE = 1000, (1, 2, 4, 8, 16), 64
 GRID = Tangent(0.752)
 SCALES = (1.0, 2.0, 3.0, 5.0)
-DIT = ("module.teacher.path=runs/digits/dit/main",)
+FLOW = ("module.denoiser.precond={_target_: diffx.FlowPrecond}",)
 TOKENS = ("module.features=blocks.1", "module.discriminator.channels=96", "module.discriminator.axis=-1")
+# What students of other teachers are called: the teacher's run, and what its features need.
+TEACHERS: dict[str, tuple[Run, tuple[str, ...]]] = {
+    "from_dit": (Run("digits/dit"), TOKENS),
+    "from_flow": (Run("digits/edm", "flow", FLOW), ()),
+}
 
 Row = dict[str, float]
 
 
-def planned(seeds: int) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Experiment of digits, name of the run and overrides, in the order of training."""
-    return [
-        *((name, "main", ()) for name in ("teacher", "progressive", "guided", "guided_few", "consistency")),
-        *((name, f"seed{seed}", (f"module.seed={seed}",)) for seed in range(seeds) for name in ("dmd", "meanflow")),
-        ("dit", "main", ()),
-        *((name, "from_dit", DIT) for name in ("progressive", "guided", "consistency")),
-        ("dmd", "from_dit", (*DIT, *TOKENS)),
-    ]
+def planned(seeds: int) -> list[Run]:
+    """All trainings, in their order."""
+    runs = [Run(f"digits/{name}") for name in ("teacher", "progressive", "guided", "guided_few", "consistency")]
+    runs += [Run(f"digits/{name}", f"seed{seed}", (f"module.seed={seed}",)) for seed in range(seeds) for name in ("dmd", "meanflow")]
+    for name, (teacher, features) in TEACHERS.items():
+        told = (f"module.teacher.path=runs/{teacher.experiment}/{teacher.name}",)
+        runs += [teacher, *(Run(f"digits/{student}", name, told) for student in ("progressive", "guided", "consistency"))]
+        runs.append(Run("digits/dmd", name, (*told, *features)))
+    return runs
 
 
 @dataclass(frozen=True)
@@ -108,18 +112,6 @@ def load(path: str, weights: str = "ema") -> Any:
 def stages(folder: Path, first: int) -> Callable[[int], Any]:
     """Steps -> the student made for them, of a progressive distillation whose first student has ``first`` steps."""
     return lambda steps: load(str(folder / "checkpoints" / f"phase_{(first // steps).bit_length() - 1}.ckpt"), "raw")
-
-
-# Training ---------------------------------------------------------------------------------------------------------------------------------
-
-
-def train(runs: Path, seeds: int) -> None:
-    """Train what has no result in ``runs`` yet; a run that was interrupted is resumed."""
-    for name, run, overrides in planned(seeds):
-        if not (runs / "digits" / name / run / "finished").exists():
-            command = [sys.executable, "-m", "diffx.fit", f"experiment=digits/{name}", f"run={run}", f"runs={runs}", *overrides]
-            subprocess.run(command, check=True)
-            (runs / "digits" / name / run / "finished").touch()
 
 
 # Measuring --------------------------------------------------------------------------------------------------------------------------------
@@ -177,38 +169,38 @@ def first_stage(teacher: Any, module: Any, yardstick: Yardstick) -> dict[float, 
     return found
 
 
+def students(folder: Path, run: str, dmd: str) -> dict[str, Callable[[int], Tensor]]:
+    """Steps -> samples, of the students whose runs have this name; that of DMD2 is given apart."""
+    few = stages(folder / "progressive" / run, REFERENCE // 2)
+    tuned, matched = load(str(folder / "consistency" / run)), load(str(folder / "dmd" / dmd))
+    return {
+        "progressive": lambda k: draw(few(k)),
+        "consistency": lambda k: draw(tuned, jumps(k)),
+        "dmd": lambda k: draw(matched, jumps(k)),
+    }
+
+
 def measured(runs: Path, seeds: int) -> dict[str, Any]:
     """Everything that the page shows."""
     folder = runs / "digits"
     yardstick = Yardstick.of(Digits())
-    teacher, dit = load(str(folder / "teacher/main")), load(str(folder / "dit/main"))
-    few = {run: stages(folder / "progressive" / run, REFERENCE // 2) for run in ("main", "from_dit")}
-    one = {f"{name}/{run}": load(str(folder / name / run)) for name, run, _ in planned(seeds) if name in ("consistency", "dmd", "meanflow")}
-    guided = stages(folder / "guided_few/main", 16)
-    main = {
-        "progressive": lambda k: draw(few["main"](k)),
-        "consistency": lambda k: draw(one["consistency/main"], jumps(k)),
-        "dmd": lambda k: draw(one["dmd/seed0"], jumps(k)),
-        "meanflow": lambda k: draw(one["meanflow/seed0"], Jumps(k)),
-    }
-    from_dit = {
-        "progressive": lambda k: draw(few["from_dit"](k)),
-        "consistency": lambda k: draw(one["consistency/from_dit"], jumps(k)),
-        "dmd": lambda k: draw(one["dmd/from_dit"], jumps(k)),
-    }
+    teacher = load(str(folder / "teacher/main"))
+    others = {name: load(str(run.folder(runs))) for name, (run, _) in TEACHERS.items()}
+    meanflow = load(str(folder / "meanflow/seed0"))
+    main = {**students(folder, "main", "seed0"), "meanflow": lambda k: draw(meanflow, Jumps(k))}
     held_out = nearest(yardstick.held_out["x"].flatten(1), yardstick.train["x"].flatten(1))[0].median().item()
     reference = draw(teacher, Euler(REFERENCE, GRID))
     return {
         "real": {"nearest": held_out, "frechet": frechet(yardstick.held_out["x"].flatten(1), yardstick.moments)},
         "teacher": few_steps(teacher, main, yardstick),
-        "dit": few_steps(dit, from_dit, yardstick),
-        "guided": guided_steps(teacher, guided, yardstick),
+        **{name: few_steps(other, students(folder, name, name), yardstick) for name, other in others.items()},
+        "guided": guided_steps(teacher, stages(folder / "guided_few/main", 16), yardstick),
         "first_stage": {
             "teacher": first_stage(teacher, load(str(folder / "guided/main")), yardstick),
-            "dit": first_stage(dit, load(str(folder / "guided/from_dit")), yardstick),
+            **{name: first_stage(other, load(str(folder / "guided" / name)), yardstick) for name, other in others.items()},
         },
         "seeds": {
-            name: {seed: yardstick.figures(draw(one[f"{name}/seed{seed}"]), labels(), reference) for seed in range(seeds)}
+            name: {seed: yardstick.figures(draw(load(str(folder / name / f"seed{seed}"))), labels(), reference) for seed in range(seeds)}
             for name in ("dmd", "meanflow")
         },
     }
@@ -249,7 +241,7 @@ def page(found: Mapping[str, Any]) -> dict[str, str]:
     return {
         "claims": table(["Claim", "Measured", "At most", ""], verdicts),
         "teacher": steps_table(found["teacher"]),
-        "dit": steps_table(found["dit"]),
+        **{name: steps_table(found[name]) for name in TEACHERS},
         "guided": table(["Scale", "Steps", *COLUMNS, "undistilled rms"], guided),
         "first_stage": table(["Teacher", "Scale", "relative error", "share missed", "Fréchet to the teacher"], first),
         "seeds": table(["Technique", "Seed", *COLUMNS[:4]], seeds),
@@ -293,7 +285,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     runs: Path = given.runs
     torch.set_num_threads(1)
-    train(runs, given.seeds)
+    for run in planned(given.seeds):
+        run.train(runs)
     found = measured(runs, given.seeds)
     (runs / "digits" / "distillation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for place, text in page(found).items():

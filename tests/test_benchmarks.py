@@ -5,8 +5,12 @@ import json
 import pytest
 import torch
 
-from benchmarks import distillation, pages
+from benchmarks import distillation, objectives, pages
 from benchmarks.harness import Subject, compare, report, training_step
+from benchmarks.training import Run
+from diffx.recipes.build import build
+from diffx.recipes.check import check
+from diffx.recipes.compose import compose
 
 
 def test_twice_the_work_is_twice_the_operations_and_more_time(tmp_path, capsys):
@@ -53,7 +57,7 @@ def test_the_page_of_distillation_says_which_claims_are_missed():
     first = {scale: {"error": 0.1, "missed": float("nan") if scale == 1 else 0.5, "frechet": 0.1} for scale in distillation.SCALES}
     found = {
         "teacher": {"undistilled": undistilled, "progressive": progressive, "consistency": rows()},
-        "dit": {"undistilled": rows()},
+        **{name: {"undistilled": rows()} for name in distillation.TEACHERS},
         "guided": {scale: {"undistilled": rows(), "guided": rows()} for scale in distillation.SCALES},
         "first_stage": {"teacher": first},
         "seeds": {"dmd": {0: rows()[1]}},
@@ -62,4 +66,39 @@ def test_the_page_of_distillation_says_which_claims_are_missed():
     assert missed == ["progressive, 4 steps: rms over undistilled"]
     page = distillation.page(found)
     assert page["claims"].count("**missed**") == 1 and page["first_stage"].count("–") == 1
-    assert set(page) == {"claims", "teacher", "dit", "guided", "first_stage", "seeds"}
+    assert set(page) == {"claims", "teacher", *distillation.TEACHERS, "guided", "first_stage", "seeds"}
+
+
+@pytest.mark.parametrize("run", [*distillation.planned(2), *(objectives.run(name, o) for name in objectives.NAMES for o in objectives.OBJECTIVES)],
+                         ids=lambda run: f"{run.experiment}-{run.name}")  # fmt: skip
+def test_every_planned_run_is_an_experiment_that_composes(run):
+    config = compose(run.experiment, run.overrides)
+    check(config)
+    assert config.tree["trainer"]["max_steps"] >= 500
+
+
+@pytest.mark.parametrize("experiment", objectives.NAMES)
+@pytest.mark.parametrize("objective", objectives.OBJECTIVES)
+def test_an_objective_changes_what_the_network_predicts_and_not_the_network(experiment, objective):
+    before, after = (build(compose(experiment, given).tree["module"]) for given in ([], objectives.run(experiment, objective).overrides))
+    assert type(after.denoiser.precond).__name__.lower() == f"{objective}precond"
+    assert [p.shape for p in after.denoiser.net.parameters()] == [p.shape for p in before.denoiser.net.parameters()]
+    assert after.sampler == before.sampler
+
+
+def test_the_page_of_objectives_names_who_stays_below_the_bound():
+    figures = {name: {"value": 0.9} for name in objectives.COLUMNS}
+    poor = {"figures": {**figures, "accuracy": {"value": 0.84}}}
+    found = {"digits/edm": {"eps": {"figures": figures}, "v": poor}}
+    assert objectives.missed(found) == ["digits/edm v"]
+    assert objectives.page(found).splitlines()[-1] == "| U-Net | v | 0.840 | 0.900 | 0.900 | 0.900 | 0.900 |"
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("benchmarks.training.subprocess.run", lambda command, check: asked.append(command))
+    run = Run("digits/edm", "mine", ("trainer.max_steps=3",))
+    run.folder(tmp_path).mkdir(parents=True)
+    for _ in range(2):
+        run.train(tmp_path)
+    assert len(asked) == 1 and asked[0][2:] == ["diffx.fit", "experiment=digits/edm", "run=mine", f"runs={tmp_path}", "trainer.max_steps=3"]
