@@ -1,9 +1,9 @@
 """U-Net and DiT on the digits under five objectives: ``python -m benchmarks.objectives``, or ``make objectives``.
 
-Trains under ``runs/`` what is not there yet (ten runs of 2,000 steps, about fifty minutes on one core in all), measures 1,000 class-balanced
-samples of each as ``diffx.evaluate`` does and writes the table of ``docs/techniques/objectives.md``. The two networks, their optimizer and
-their samplers are those of ``digits/edm`` and ``digits/dit``; nothing changes but what the network predicts and the law of the levels it
-sees.
+Trains under ``runs/`` what is not there yet (ten runs of 2,000 steps, about fifty minutes on one core in all), measures 1,000 samples of
+each, balanced by class, as ``diffx.evaluate`` does, and writes the table of ``docs/techniques/objectives.md``. The two networks, their
+optimizer and their samplers are those of ``digits/edm`` and ``digits/dit``; nothing changes but what the network predicts and the law of
+the levels it sees.
 """
 
 from __future__ import annotations

@@ -69,8 +69,10 @@ def test_the_page_of_distillation_says_which_claims_are_missed():
     assert set(page) == {"claims", "teacher", *distillation.TEACHERS, "guided", "first_stage", "seeds"}
 
 
-@pytest.mark.parametrize("run", [*distillation.planned(2), *(objectives.run(name, o) for name in objectives.NAMES for o in objectives.OBJECTIVES)],
-                         ids=lambda run: f"{run.experiment}-{run.name}")  # fmt: skip
+TEN = [objectives.run(experiment, objective) for experiment in objectives.NAMES for objective in objectives.OBJECTIVES]
+
+
+@pytest.mark.parametrize("run", [*distillation.planned(2), *TEN], ids=lambda run: f"{run.experiment}-{run.name}")
 def test_every_planned_run_is_an_experiment_that_composes(run):
     config = compose(run.experiment, run.overrides)
     check(config)

@@ -20,7 +20,8 @@ PLANS = {
 def train(runs: Path, experiment: str, name: str, *options: str) -> dict[str, torch.Tensor]:
     """Raw weights after three steps of plain SGD, which does not blow rounding up as Adam does, on the experiment in its small form."""
     words = [f"experiment={experiment}", "small=true", f"runs={runs}", f"run={name}", "trainer.accelerator=cpu", "callbacks.samples=null",
-             "trainer.gradient_clip_val=null", "module.lr_schedule=null", f"module.optimizer={SGD}", *PLANS[experiment], *options]  # fmt: skip
+             "trainer.gradient_clip_val=null", "module.lr_schedule=null", f"module.optimizer={SGD}"]  # fmt: skip
+    words += [*PLANS[experiment], *options]
     environment = {key: value for key, value in os.environ.items() if key != "DIFFX_RUN_FOLDER"}
     done = subprocess.run([sys.executable, "-m", "diffx.fit", *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
