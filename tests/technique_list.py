@@ -13,7 +13,7 @@ from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
 from diffx.distances import ObjectRegions
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import RIN, ConvAutoencoder, DiT, UNet
+from diffx.networks import RIN, ConvAutoencoder, DiT, TokenTransformer, UNet
 from diffx.samplers import Euler, Heun, MultiStep
 from diffx.schedules import DDPM, Flow, GammaCosine, Levels
 from diffx.techniques import (
@@ -24,6 +24,7 @@ from diffx.techniques import (
     GuidanceDistillation,
     KnowledgeEnhanced,
     LearnedRange,
+    MaskedTokens,
     MeanFlow,
     ProgressiveDistillation,
     RINDiffusion,
@@ -31,6 +32,7 @@ from diffx.techniques import (
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
 from diffx.text import Bytes, KeyWords, TokenSpan, Words
+from diffx.tokenizers import PixelLevels
 from diffx.weightings import LearnedUncertainty
 
 
@@ -76,6 +78,11 @@ def dmd(**options: Any) -> DMD:
 
 def meanflow(**options: Any) -> MeanFlow:
     return MeanFlow(Denoiser(unet(vectors={"duration": 1}), FlowPrecond(FlowTime(4.0))), shape=(1, 8, 8), **options)
+
+
+def masked_tokens(**options: Any) -> MaskedTokens:
+    net = TokenTransformer(5, (8, 8), width=16, depth=1, heads=2, classes=4, dropout=0.0)
+    return MaskedTokens(net, codec=PixelLevels(5), shape=(1, 8, 8), **options)
 
 
 def pictures(n: int) -> dict[str, Any]:
@@ -141,6 +148,7 @@ TECHNIQUES = {
     "dmd": Case(dmd, pictures, labels),
     "dmd_few_steps": Case(lambda: dmd(discriminator=None, features=None, levels=(80.0, 1.0)), pictures, labels),
     "meanflow": Case(meanflow, pictures, labels),
+    "masked_tokens": Case(masked_tokens, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
     "knowledge": Case(knowledge, boxed, key_prompts),
     "latent": Case(latent_edm, pictures, labels),

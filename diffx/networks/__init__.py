@@ -7,6 +7,7 @@ from .dit import DiT
 from .mlp import MLP
 from .rin import RIN
 from .song_unet import SongUNet
+from .token_transformer import TokenTransformer
 from .unet import UNet, levels_at
 from .uvit import UViT
 
@@ -19,6 +20,7 @@ __all__ = [
     "DiT",
     "Site",
     "SongUNet",
+    "TokenTransformer",
     "UNet",
     "UViT",
     "attention_control",

@@ -8,6 +8,7 @@ from .dmd import DMD
 from .edm import EDM
 from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
+from .masked_tokens import MaskedTokens
 from .meanflow import MeanFlow
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
@@ -20,6 +21,7 @@ __all__ = [
     "DiTDiffusion",
     "GuidanceDistillation",
     "KnowledgeEnhanced",
+    "MaskedTokens",
     "MeanFlow",
     "ProgressiveDistillation",
     "RINDiffusion",

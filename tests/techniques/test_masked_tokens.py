@@ -1,0 +1,102 @@
+"""MaskGIT: what its loss sees, what its guidance is, sizes as published, and clear answers to what cannot be meant."""
+
+import pytest
+import torch
+from technique_list import labels, masked_tokens, pictures
+
+from diffx import Cond, rng
+from diffx.masking import ParallelDecoding
+from diffx.networks import TokenTransformer
+from diffx.techniques import MaskedTokens
+from diffx.tokenizers import PixelLevels
+
+
+class Table(torch.nn.Module):
+    """Logits that are a table: what the loss sees of them shows in its gradient."""
+
+    codes, mask = 5, 5
+
+    def __init__(self, n=6):
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(n, 8, 8, 5))
+
+    def forward(self, ids, cond):
+        self.hidden = ids == self.mask
+        return self.table
+
+
+def test_only_hidden_tokens_count():
+    module = MaskedTokens(Table(), codec=PixelLevels(5), shape=(1, 8, 8), drop=0.0)
+    module.loss(pictures(6), u=torch.full((6,), 0.5))["loss"].sum().backward()
+    seen = module.net.table.grad.abs().sum(-1) > 0
+    assert torch.equal(seen, module.net.hidden) and (seen.flatten(1).sum(1) == 46).all()  # ceil(64 cos(pi / 4))
+
+
+def test_the_loss_is_the_smoothed_cross_entropy_of_each_sample():
+    module = MaskedTokens(Table(), codec=PixelLevels(5), shape=(1, 8, 8), smoothing=0.1)
+    parts, net = module.loss(pictures(6)), module.net
+    logp, ids = net.table.log_softmax(-1), module.codec.encode(pictures(6)["x"])
+    entropy = -(0.9 * logp.gather(-1, ids[..., None])[..., 0] + 0.1 * logp.mean(-1))
+    mean = torch.stack([entropy[i][net.hidden[i]].mean() for i in range(6)])
+    torch.testing.assert_close(parts["loss"], mean)
+
+
+def test_guidance_mixes_logits_and_ends_in_both_branches():
+    torch.manual_seed(0)
+    module = masked_tokens().eval()
+    ids = torch.full((3, 8, 8), module.mask)
+    told, untold = module.net(ids, labels(3)), module.net(ids)
+    torch.testing.assert_close(module.logits(labels(3), 3.0)(ids), untold + 3 * (told - untold))
+    torch.testing.assert_close(module.logits(labels(3), 0.0)(ids), untold)
+    torch.testing.assert_close(module.net(ids, Cond(label=torch.full((3,), 4))), untold)  # the null label
+
+
+def test_the_last_picture_of_the_progress_is_the_sample():
+    module = masked_tokens()
+    *_, last = module.progress(3, labels(3), seed=4)
+    assert torch.equal(last, module.sample(3, labels(3), seed=4))
+
+
+@pytest.mark.parametrize(("name", "count"), [("maskgit_256", 172_457_193)])
+def test_published_sizes(name, count):
+    with torch.device("meta"):
+        net = TokenTransformer.published(name)
+    assert sum(p.numel() for p in net.parameters()) == count
+
+
+def test_levels_lose_nothing_of_digits():
+    x = torch.randint(0, 17, (4, 1, 8, 8)) / 8 - 1.0
+    levels = PixelLevels(17)
+    assert torch.equal(levels.decode(levels.encode(x)), x) and levels.encode(x).unique().max() == 16
+
+
+def test_bad_input_is_answered():
+    module = masked_tokens()
+    with pytest.raises(ValueError, match=r"ids must lie in \[0, 5\), got 6"):
+        module.loss({"latent": torch.full((2, 8, 8), 6)})
+    with pytest.raises(ValueError, match="ids must be integers"):
+        module.loss({"latent": torch.zeros(2, 8, 8)})
+    with pytest.raises(ValueError, match=r"ids must be \(B, 8, 8\)"):
+        module.net(torch.zeros(2, 4, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="make them equal"):
+        MaskedTokens(module.net, codec=PixelLevels(6), shape=(1, 8, 8))
+    inside = Table()
+    inside.mask = 3
+    with pytest.raises(ValueError, match="outside the codebook"):
+        MaskedTokens(inside, codec=PixelLevels(5), shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="at least 1 step"):
+        module.sample(1, sampler=ParallelDecoding(0))
+    with pytest.raises(ValueError, match="levels must be at least 2"):
+        PixelLevels(1)
+    with pytest.raises(ValueError, match="one channel"):
+        PixelLevels(5).encode(torch.zeros(1, 3, 8, 8))
+
+
+def test_rng_is_keyed_per_sample():
+    module = masked_tokens()
+    walk = ParallelDecoding(4)
+    ids = torch.full((4, 8, 8), module.mask)
+    with module.drawing():
+        whole = walk(module.logits(labels(4)), ids, module.mask, rng.sample_generators(3, 4))
+        alone = walk(module.logits(labels(4).rows(slice(2, 3))), ids[:1], module.mask, rng.sample_generators(5, 1))
+    assert torch.equal(whole[2:3], alone)
