@@ -11,11 +11,12 @@ from diffx.augment import AugmentPipe
 from diffx.codecs import KL
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
 from diffx.distances import ObjectRegions
+from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
 from diffx.networks import RIN, ConvAutoencoder, DiT, UNet
 from diffx.samplers import Euler, Heun, MultiStep
-from diffx.schedules import DDPM, Flow, GammaCosine, Levels
+from diffx.schedules import DDPM, Bands, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
     DMD,
     Autoencoder,
@@ -25,6 +26,7 @@ from diffx.techniques import (
     KnowledgeEnhanced,
     LearnedRange,
     MeanFlow,
+    NoiseBandExperts,
     ProgressiveDistillation,
     RINDiffusion,
 )
@@ -93,6 +95,12 @@ def text_edm() -> EDM:
     return edm(net, text={"words": Words(["red", "blue"], 8, 1, 2), "bytes": Bytes(8, 1, 2, 16)})
 
 
+def experts(own: tuple[str, ...] = ("*",)) -> NoiseBandExperts:
+    """Of seed 2 the first two steps belong to two different experts."""
+    bands = Bands(LogNormal(), (0.0, 0.5, 1.0))
+    return NoiseBandExperts(Experts(unet(), bands, own=own), shape=(1, 8, 8), sampler=Heun(4), seed=2)
+
+
 def captioned(n: int) -> dict[str, Any]:
     return {"x": pictures(n)["x"], "text": [("red", "blue red")[i % 2] for i in range(n)]}
 
@@ -132,6 +140,8 @@ TECHNIQUES = {
     "edm_augment": Case(lambda: edm(unet(vectors={"augment": 9}), augment=AugmentPipe()), pictures, labels),
     "dit": Case(lambda: dit(sampler=Heun(4)), pictures, labels),
     "dit_learned_variance": Case(lambda: dit(2, variance=LearnedRange(DDPM(length=8, beta_end=0.5))), pictures, labels),
+    "experts": Case(experts, pictures, labels),
+    "experts_sharing": Case(lambda: experts(("*conv2*",)), pictures, labels),
     "rin": Case(rin, pictures, labels),
     "progressive": Case(progressive, pictures, labels),
     "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),

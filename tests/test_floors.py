@@ -23,7 +23,7 @@ FILES = sorted((ROOT / "diffx").rglob("*.py"))
 FLOORS = {
     1: "version tensors batch rng files precomputed codecs media metrics recipes data",
     2: "schedules weightings distances conditions masking degradations text annotators augment averages lr_schedules",
-    3: "denoiser samplers networks",
+    3: "denoiser experts samplers networks",
     4: "guidance parts module editing cascade interop",
     5: "techniques callbacks",
     6: "cli fit sample evaluate encode edit export merge submit doctor studio",

@@ -6,6 +6,8 @@ from .dit import DiTDiffusion
 from .dit import LearnedRange as LearnedRange
 from .dmd import DMD
 from .edm import EDM
+from .experts import NoiseBandExperts, expert_tree
+from .experts import inherit as inherit
 from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
 from .meanflow import MeanFlow
@@ -21,6 +23,8 @@ __all__ = [
     "GuidanceDistillation",
     "KnowledgeEnhanced",
     "MeanFlow",
+    "NoiseBandExperts",
     "ProgressiveDistillation",
     "RINDiffusion",
+    "expert_tree",
 ]
