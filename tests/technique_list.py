@@ -29,6 +29,7 @@ from diffx.techniques import (
     NoiseBandExperts,
     ProgressiveDistillation,
     RINDiffusion,
+    SuperResolution,
 )
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
@@ -101,6 +102,15 @@ def experts(own: tuple[str, ...] = ("*",)) -> NoiseBandExperts:
     return NoiseBandExperts(Experts(unet(), bands, own=own), shape=(1, 8, 8), sampler=Heun(4), seed=2)
 
 
+def super_resolution(**options: Any) -> SuperResolution:
+    net = unet(maps={"low_res": 1}, vectors={"augmentation": 1})
+    return SuperResolution(Denoiser(net), shape=(1, 8, 8), factor=2, sampler=Heun(4), **options)
+
+
+def small_pictures(n: int) -> Cond:
+    return replace(labels(n), maps={"low_res": pictures(n)["x"][..., ::2, ::2].contiguous()})
+
+
 def captioned(n: int) -> dict[str, Any]:
     return {"x": pictures(n)["x"], "text": [("red", "blue red")[i % 2] for i in range(n)]}
 
@@ -143,6 +153,7 @@ TECHNIQUES = {
     "experts": Case(experts, pictures, labels),
     "experts_sharing": Case(lambda: experts(("*conv2*",)), pictures, labels),
     "rin": Case(rin, pictures, labels),
+    "super_resolution": Case(super_resolution, pictures, small_pictures),
     "progressive": Case(progressive, pictures, labels),
     "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),
     "guided": Case(lambda: GuidanceDistillation(Denoiser(unet()), shape=(1, 8, 8), sampler=Heun(4)), pictures, labels),

@@ -13,6 +13,7 @@ from .knowledge import KnowledgeEnhanced
 from .meanflow import MeanFlow
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
+from .super_resolution import SuperResolution
 
 __all__ = [
     "DMD",
@@ -26,5 +27,6 @@ __all__ = [
     "NoiseBandExperts",
     "ProgressiveDistillation",
     "RINDiffusion",
+    "SuperResolution",
     "expert_tree",
 ]
