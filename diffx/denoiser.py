@@ -17,7 +17,7 @@ Everything happens in the sigma frame ``x = x0 + sigma n``. A preconditioning tu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -239,11 +239,7 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: ``sigma`` is not (B,).
         """
-        sigma = self._checked(x, sigma)
-        scales = self.precond(sigma)
-        dtype = next((p.dtype for p in self.net.parameters() if p.is_floating_point()), sigma.dtype)
-        out = self.net((expand(scales.inp, x) * x).to(dtype), scales.noise, cond, **inputs)
-        return out if isinstance(out, tuple) else (out, None)
+        return self._answer(self.net, x, self._checked(x, sigma), cond, inputs)
 
     def assemble(self, x: Tensor, sigma: Tensor, out: Tensor) -> Tensor:
         """The x0 estimate that the network output ``out`` stands for; channels of ``out`` beyond those of ``x`` are dropped.
@@ -273,6 +269,13 @@ class Denoiser(nn.Module):
         """Whether the network takes the condition ``name``; one that does not say (no attribute ``conditions``) is asked to take all."""
         conditions = getattr(self.net, "conditions", None)
         return conditions is None or name in conditions.names
+
+    def _answer(self, net: nn.Module, x: Tensor, sigma: Tensor, cond: Cond, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Scale the input, call ``net`` with the noise coordinate."""
+        scales = self.precond(sigma)
+        dtype = next((p.dtype for p in net.parameters() if p.is_floating_point()), sigma.dtype)
+        out = net((expand(scales.inp, x) * x).to(dtype), scales.noise, cond, **inputs)
+        return out if isinstance(out, tuple) else (out, None)
 
     @staticmethod
     def _checked(x: Tensor, sigma: Tensor) -> Tensor:

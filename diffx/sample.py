@@ -26,6 +26,7 @@ keys
   label=3                one class for all; labels=[0, 1, 2] one class each, repeated up to n; neither: no condition
   text="a red circle"    one prompt for all; text=[...] one each, repeated up to n, null for a sample without one;
                          text={COLUMN: ...} for a model whose encoders read other columns than "text"
+  images=FILE.npz        pictures that the model refines (super-resolution), as save=npz writes them, repeated up to n
   size=[64, 96]          height and width in pixels, for a model trained in buckets; the module's own by default
   guidance=1             1 is off, 0 ignores the condition
   steps=18               sampling steps; the model's own by default
@@ -54,6 +55,7 @@ class Options:
     label: int | None = None
     labels: list[int] | None = None
     text: str | list[str | None] | dict | None = None
+    images: str | None = None
     size: list[int] | None = None
     guidance: float = 1.0
     steps: int | None = None
@@ -80,6 +82,8 @@ class Options:
             problems.append("labels must hold at least one class, got []")
         if any(not column or not all(isinstance(entry, str | None) for entry in column) for column in self._columns.values()):
             problems.append(f"text must be a prompt, a list of prompts or a mapping of such by column, got {self.text!r}")
+        if self.images is not None and not Path(self.images).is_file():
+            problems.append(f"images={self.images}: there is no such file")
         if not Path(self.checkpoint).exists():
             problems.append(f"checkpoint={self.checkpoint}: there is no such file or folder")
         problems += _check_sampler(self.sampler)
@@ -152,7 +156,7 @@ def _main(argv: Sequence[str]) -> None:
     line = cli.parse(argv, USAGE)
     options = cli.options(line, Options)
     module, file = _load(options)
-    cond = _conditions(module, options)
+    cond = _shown(module, options, _conditions(module, options))
     walk = sampler_for(module, options.sampler, options.steps)
     given: dict[str, Any] = {"guidance": options.guidance, "seed": options.seed, "chunk": options.chunk}
     given |= {} if options.size is None else {"shape": (*module.shape[:-2], *options.size)}
@@ -178,6 +182,22 @@ def _conditions(module: Any, options: Options) -> Any:
         raise ValueError(f"there is nothing in this model that reads {unknown[0]!r}; it {reads}")
     with torch.no_grad():
         return module.condition({**({} if label is None else {"label": label}), **options.texts, **vectors})
+
+
+def _shown(module: Any, options: Options, cond: Any) -> Any:
+    """The conditions with the pictures that the model refines."""
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    if options.images is None:
+        return cond
+    if not hasattr(module, "source"):
+        raise ValueError(f"images={options.images}, but {type(module).__name__} refines no pictures; leave images out")
+    images = torch.from_numpy(np.load(options.images)["images"]).float().to(module.device)
+    rows = torch.arange(options.count, device=module.device) % len(images)
+    return replace(cond, maps={**cond.maps, module.source: images[rows]})
 
 
 def _whole(module: Any, options: Options) -> dict[str, Tensor]:

@@ -11,11 +11,12 @@ from diffx.augment import AugmentPipe
 from diffx.codecs import KL
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
 from diffx.distances import ObjectRegions
+from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
 from diffx.networks import RIN, ConvAutoencoder, DiT, TokenTransformer, UNet
 from diffx.samplers import Euler, Heun, MultiStep
-from diffx.schedules import DDPM, Flow, GammaCosine, Levels
+from diffx.schedules import DDPM, Bands, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
     DMD,
     Autoencoder,
@@ -26,8 +27,10 @@ from diffx.techniques import (
     LearnedRange,
     MaskedTokens,
     MeanFlow,
+    NoiseBandExperts,
     ProgressiveDistillation,
     RINDiffusion,
+    SuperResolution,
 )
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
@@ -100,6 +103,21 @@ def text_edm() -> EDM:
     return edm(net, text={"words": Words(["red", "blue"], 8, 1, 2), "bytes": Bytes(8, 1, 2, 16)})
 
 
+def experts(own: tuple[str, ...] = ("*",)) -> NoiseBandExperts:
+    """Of seed 2 the first two steps belong to two different experts."""
+    bands = Bands(LogNormal(), (0.0, 0.5, 1.0))
+    return NoiseBandExperts(Experts(unet(), bands, own=own), shape=(1, 8, 8), sampler=Heun(4), seed=2)
+
+
+def super_resolution(**options: Any) -> SuperResolution:
+    net = unet(maps={"low_res": 1}, vectors={"augmentation": 1})
+    return SuperResolution(Denoiser(net), shape=(1, 8, 8), factor=2, sampler=Heun(4), **options)
+
+
+def small_pictures(n: int) -> Cond:
+    return replace(labels(n), maps={"low_res": pictures(n)["x"][..., ::2, ::2].contiguous()})
+
+
 def captioned(n: int) -> dict[str, Any]:
     return {"x": pictures(n)["x"], "text": [("red", "blue red")[i % 2] for i in range(n)]}
 
@@ -139,7 +157,10 @@ TECHNIQUES = {
     "edm_augment": Case(lambda: edm(unet(vectors={"augment": 9}), augment=AugmentPipe()), pictures, labels),
     "dit": Case(lambda: dit(sampler=Heun(4)), pictures, labels),
     "dit_learned_variance": Case(lambda: dit(2, variance=LearnedRange(DDPM(length=8, beta_end=0.5))), pictures, labels),
+    "experts": Case(experts, pictures, labels),
+    "experts_sharing": Case(lambda: experts(("*conv2*",)), pictures, labels),
     "rin": Case(rin, pictures, labels),
+    "super_resolution": Case(super_resolution, pictures, small_pictures),
     "progressive": Case(progressive, pictures, labels),
     "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),
     "guided": Case(lambda: GuidanceDistillation(Denoiser(unet()), shape=(1, 8, 8), sampler=Heun(4)), pictures, labels),

@@ -2,13 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from diffx import evaluate, fit, sample
+from diffx import evaluate, fit, load, sample
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
+
+
+def pictures_for(run, folder):
+    """What a model that refines pictures is given."""
+    module = load(run)
+    if not hasattr(module, "source"):
+        return []
+    np.savez(folder / "small.npz", images=np.zeros((1, *module.low_shape), dtype=np.float32))
+    return [f"images={folder / 'small.npz'}"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -19,7 +29,9 @@ def test_runs_in_its_small_form(name, tmp_path, monkeypatch, capsys):
     run = tmp_path / "runs" / name / "try"
     assert {"config.yaml", "config.input.yaml", "env.json"} <= {path.name for path in run.iterdir()}
     assert (run / "checkpoints" / "last.ckpt").is_file() and list(run.glob("samples/*")) and list(run.glob("tb/*tfevents*"))
-    assert sample.main([f"checkpoint={run}", "n=2", f"out={tmp_path / 'drawn'}"]) == 0 and list((tmp_path / "drawn").iterdir())
+    assert sample.main([f"checkpoint={run}", "n=2", f"out={tmp_path / 'drawn'}", *pictures_for(run, tmp_path)]) == 0 and list(
+        (tmp_path / "drawn").iterdir()
+    )
     if "claim" in yaml.safe_load((ROOT / f"{name}.yaml").read_text()):
         capsys.readouterr()
         assert evaluate.main([f"run={run}", "n=20"]) == 0

@@ -12,6 +12,7 @@ from diffx.recipes import recipe_of
 from diffx.schedules import (
     DDPM,
     VP,
+    Band,
     Cosine,
     DDPMCosine,
     Flow,
@@ -44,6 +45,7 @@ SCHEDULES = {
     "ddpm_cosine": DDPMCosine(),
     "levels": Levels((80.0, 5.0, 0.1)),
     "shifted": Shifted.resolution(Cosine(), 256),
+    "band": Band(LogNormal(), 0.125, 0.875),
     "interpolated": Interpolated.resolution(Cosine(), 256),
 }
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)

@@ -10,11 +10,11 @@ the same carry, then that of the conditional branch is kept.
 
 from .binding import Carry, Guidance, Guide, Plain, bind, carried
 from .channels import FirstChannels
-from .contrast import Autoguidance, ClassifierFree, Interval, Piecewise, as_guide, classifier_free
+from .contrast import Autoguidance, ClassifierFree, Interval, PerBand, Piecewise, as_guide, classifier_free
 from .correction import DynamicThreshold, Rescale, StaticThreshold
 from .keywords import KeyWordBoost
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval", "KeyWordBoost",
-    "Piecewise", "Plain", "Rescale", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
+    "PerBand", "Piecewise", "Plain", "Rescale", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
 ]  # fmt: skip

@@ -15,10 +15,11 @@ from torch import Tensor
 from ..conditions import Cond
 from ..denoiser import Denoise, Denoiser
 from ..recipes import recorded
+from ..schedules import Bands
 from ..tensors import expand
 from .binding import Carry, Guidance, Guide, Pair, Plain, bind
 
-__all__ = ["Autoguidance", "ClassifierFree", "Interval", "Piecewise", "as_guide", "classifier_free"]
+__all__ = ["Autoguidance", "ClassifierFree", "Interval", "PerBand", "Piecewise", "as_guide", "classifier_free"]
 
 Scale: TypeAlias = float | Callable[[float], float]
 
@@ -72,6 +73,31 @@ class Piecewise:
 
     def __call__(self, sigma: float) -> float:
         return self.scales[bisect_left(self.edges, sigma)]
+
+
+@recorded
+@dataclass(frozen=True)
+class PerBand:
+    """A scale for each band of an ensemble of experts; levels are put into bands as the ensemble does it.
+
+    Args:
+        bands: those of the `diffx.experts.Experts`.
+        scales: one per band, that of the cleanest first.
+
+    Raises:
+        ValueError: not one scale per band.
+    """
+
+    bands: Bands
+    scales: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if len(self.scales) != len(self.bands):
+            raise ValueError(f"there are {len(self.bands)} bands, got {len(self.scales)} scales")
+
+    def __call__(self, sigma: float) -> float:
+        return self.scales[int(self.bands.index(torch.tensor(sigma)))]
 
 
 @recorded

@@ -6,12 +6,15 @@ from .dit import DiTDiffusion
 from .dit import LearnedRange as LearnedRange
 from .dmd import DMD
 from .edm import EDM
+from .experts import NoiseBandExperts, expert_tree
+from .experts import inherit as inherit
 from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
 from .masked_tokens import MaskedTokens
 from .meanflow import MeanFlow
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
+from .super_resolution import SuperResolution
 
 __all__ = [
     "DMD",
@@ -23,6 +26,9 @@ __all__ = [
     "KnowledgeEnhanced",
     "MaskedTokens",
     "MeanFlow",
+    "NoiseBandExperts",
     "ProgressiveDistillation",
     "RINDiffusion",
+    "SuperResolution",
+    "expert_tree",
 ]

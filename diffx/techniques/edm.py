@@ -61,8 +61,12 @@ class EDM(Gaussian):
     def loss(self, batch: Batch, u: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted error ``"loss"`` and the plain squared one ``"mse"``, each ``(B,)``; u is the position on the training schedule."""
         x, cond = self.inputs(batch)
-        sigma = self.schedule.sigma(self.positions(len(x)) if u is None else u)
+        sigma = self.levels(len(x)) if u is None else self.schedule.sigma(u)
         return self.errors(self.estimate(noised(x, sigma), sigma, cond), x, sigma, batch)
+
+    def levels(self, n: int) -> Tensor:
+        """The noise levels (n,) of a training step: the schedule at stratified positions. Override where not all of them are meant."""
+        return self.schedule.sigma(self.positions(n))
 
     def estimate(self, noisy: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         """The denoiser's estimate (B, *) of clean data in a training step. Override where training asks it in another way than sampling."""

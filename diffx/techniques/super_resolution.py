@@ -1,0 +1,145 @@
+"""Super-resolution that forgives its input: a stage of a cascade (Ho et al. 2022, arXiv:2106.15282; Saharia et al. 2022, Imagen)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..conditions import Cond
+from ..denoiser import Denoiser
+from ..guidance import Guide
+from ..module import Batch
+from ..resizing import enlarge, shrink
+from ..samplers import Sampler
+from ..tensors import expand
+from .edm import EDM
+
+__all__ = ["LEVEL", "LOW_RES", "SuperResolution", "augmented"]
+
+LOW_RES, LEVEL = "low_res", "augmentation"
+
+
+class SuperResolution(EDM):
+    """Denoising of large pictures that is shown a small one, itself a little noisy.
+
+    The small picture is the large one shrunk (antialiased bicubic), enlarged again to the full size and mixed with noise:
+    ``z = sqrt(1 - s^2) up + s n``. The share of noise s is drawn per sample in training and told to the network (noise-conditioning
+    augmentation). In sampling a little noise covers what the stage below does wrong. The network needs the map ``"low_res"`` with the
+    channels of the data and the vector ``"augmentation"`` of length 1. Guidance contrasts all other conditions with their absence: picture
+    and level are always seen.
+
+    Args:
+        denoiser: network with preconditioning.
+        factor: sides of the large picture over those of the small one.
+        noise: range of s in training, standard deviations in [0, 1]: 0 is the clean small picture, 1 nothing but noise. ``(0, 0)`` trains
+            without augmentation.
+        level: s in sampling unless another is given.
+        options: see `EDM`.
+
+    Raises:
+        ValueError: a factor below 2 or that does not divide the sides, levels out of range, a network that is not told both.
+    """
+
+    source = LOW_RES
+
+    def __init__(
+        self, denoiser: Denoiser, *, shape: Sequence[int], factor: int = 4, noise: Sequence[float] = (0.0, 1.0), level: float = 0.1,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(denoiser=denoiser, shape=shape, **options)
+        if factor < 2 or any(side % factor for side in self.shape[1:]):
+            raise ValueError(f"factor must be at least 2 and divide the sides {self.shape[1:]}, got {factor}")
+        if len(noise) != 2 or not 0 <= noise[0] <= noise[1] <= 1 or not 0 <= level <= 1:
+            raise ValueError(f"noise must be (lowest, highest) and level one share of noise in [0, 1], got {tuple(noise)} and {level}")
+        if missing := [name for name in (LOW_RES, LEVEL) if not denoiser.takes(name)]:
+            raise ValueError(f"super-resolution tells the network {missing}; build it with maps={{{LOW_RES!r}: {self.shape[0]}}} and "
+                             f"vectors={{{LEVEL!r}: 1}}")  # fmt: skip
+        self.factor, self.noise, self.level = factor, (float(noise[0]), float(noise[1])), level
+
+    @property
+    def low_shape(self) -> tuple[int, ...]:
+        """Shape of the small picture of one sample."""
+        return (self.shape[0], *(side // self.factor for side in self.shape[1:]))
+
+    def condition(self, batch: Batch) -> Cond:
+        """As in `Gaussian`, with the small picture: the batch's own ``"low_res"``, else its pictures shrunk."""
+        small = batch[LOW_RES] if LOW_RES in batch else shrink(batch["x"], self.factor)
+        cond = super().condition(batch)
+        return replace(cond, maps={**cond.maps, LOW_RES: small})
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Cond]:
+        """As in `EDM`, with the small picture enlarged and noisy."""
+        x, cond = super().inputs(batch)
+        low, high = self.noise
+        level = low + (high - low) * rng.rand((len(x),), device=x.device)
+        cond = augmented(self.enlarged(cond, x.shape), level, torch.randn_like(x))
+        return x, replace(cond, vectors={**cond.vectors, LEVEL: level[:, None]})
+
+    def enlarged(self, cond: Cond, shape: Sequence[int]) -> Cond:
+        """The conditions with the small picture at the size of samples ``(B, *shape)``; one that has that size already stays.
+
+        Raises:
+            ValueError: the small picture is missing or has neither size.
+        """
+        if LOW_RES not in cond.maps:
+            raise ValueError(f"super-resolution needs small pictures: give Cond(maps={{{LOW_RES!r}: (n, *{self.low_shape})}})")
+        small, size = cond.maps[LOW_RES], tuple(shape[2:])
+        if tuple(small.shape[2:]) == size:
+            return cond
+        if tuple(small.shape[2:]) != tuple(side // self.factor for side in size):
+            raise ValueError(f"{LOW_RES!r} must be {self.factor} times smaller than the samples {size}, got {tuple(small.shape[2:])}")
+        return replace(cond, maps={**cond.maps, LOW_RES: enlarge(small, size)})
+
+    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Tensor | Guide = 1.0, sampler: Sampler | None = None,
+               seed: int | None = None, shape: Sequence[int] | None = None, chunk: int | None = None,
+               level: float | None = None) -> Tensor:  # fmt: skip
+        """As in `Gaussian`, from small pictures ``cond.maps["low_res"]`` in [-1, 1].
+
+        ``level`` is the share of noise mixed into them, in [0, 1]; the module's own by default.
+
+        Raises:
+            ValueError: see `enlarged`; a level outside [0, 1].
+        """
+        share = self.level if level is None else level
+        if not 0 <= share <= 1:
+            raise ValueError(f"level is the share of noise in the small pictures, in [0, 1]; got {share}")
+        cond, guide = self.guided(n, cond, guidance)
+        walk = sampler or self.sampler
+
+        def draw(size: tuple[int, ...], cond: Cond, generators: Any) -> Tensor:
+            cond = self.enlarged(cond, size)
+            shares = torch.full((size[0],), share, device=self.device)
+            cond = augmented(cond, shares, rng.randn(size, generators, device=self.device))
+            noise = rng.randn(size, generators, device=self.device)
+            return walk(guide(cast(Denoiser, _Told(self.denoiser, share)), cond), noise, generator=generators)
+
+        return self.sampled(n, cond, draw, seed=seed, shape=shape, chunk=chunk)
+
+
+def augmented(cond: Cond, level: Tensor, noise: Tensor) -> Cond:
+    """Mix ``noise`` (B, C, H, W) into the enlarged small picture: its share, in standard deviations, is ``level`` (B,) in [0, 1]."""
+    up = cond.maps[LOW_RES]
+    share = expand(level, up)
+    return replace(cond, maps={**cond.maps, LOW_RES: (1 - share**2).sqrt() * up + share * noise})
+
+
+class _Told:
+    """Stands for a denoiser whose network is told the level in every branch of guidance, which hides vectors."""
+
+    def __init__(self, denoiser: Denoiser, level: float) -> None:
+        self.denoiser, self.level = denoiser, level
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.denoiser, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = Cond()) -> Tensor:
+        return self.denoiser.assemble(x, sigma, self.raw(x, sigma, cond)[0])
+
+    def raw(self, x: Tensor, sigma: Tensor, cond: Cond = Cond(), **inputs: Any) -> tuple[Tensor, Any]:
+        level = x.new_full((len(x), 1), self.level)
+        return self.denoiser.raw(x, sigma, replace(cond, vectors={**cond.vectors, LEVEL: level}), **inputs)

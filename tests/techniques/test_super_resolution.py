@@ -1,0 +1,77 @@
+"""Super-resolution: sizes, the mixture of noise, what the network is told in which branch, and clear refusals."""
+
+import pytest
+import torch
+from technique_list import labels, pictures, small_pictures, super_resolution, unet
+
+from diffx import Cond, Denoiser
+from diffx.resizing import enlarge, shrink
+from diffx.techniques import SuperResolution
+from diffx.techniques.super_resolution import augmented
+
+
+def test_sizes_keep_what_is_constant_and_blur_what_is_too_fine():
+    flat = torch.full((1, 1, 8, 8), 0.3)
+    torch.testing.assert_close(shrink(enlarge(flat, (32, 32)), 4), flat, atol=1e-6, rtol=0)
+    board = (torch.arange(32)[:, None] + torch.arange(32)).remainder(2)[None, None] * 2.0 - 1
+    assert shrink(board, 2)[..., 2:-2, 2:-2].std() < 0.05
+    with pytest.raises(ValueError, match="divisible by the factor 3"):
+        shrink(flat, 3)
+
+
+def test_the_mixture_of_noise():
+    up = torch.randn(4, 1, 160, 160, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(up.shape, generator=torch.Generator().manual_seed(1))
+    level = torch.tensor([0.0, 0.3, 0.8, 1.0])
+    mixed = augmented(Cond(maps={"low_res": up}), level, noise).maps["low_res"]
+    assert torch.equal(mixed[0], up[0]) and torch.equal(mixed[3], noise[3])
+    torch.testing.assert_close(mixed.var((1, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
+
+
+def test_training_draws_a_level_per_sample_and_tells_it():
+    module, seen = super_resolution(), []
+    module.denoiser.net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    module.loss(pictures(64))
+    level = seen[0].vectors["augmentation"][:, 0]
+    up = enlarge(shrink(pictures(64)["x"], 2), (8, 8))
+    left = (seen[0].maps["low_res"] - (1 - level**2).sqrt()[:, None, None, None] * up).std((1, 2, 3))
+    assert level.min() < 0.1 and level.max() > 0.9
+    assert torch.corrcoef(torch.stack([left, level]))[0, 1] > 0.97
+
+
+def test_picture_and_level_are_seen_in_both_branches_of_guidance():
+    module, seen = super_resolution(drop=0.1), []
+    module.denoiser.net.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+    module.sample(3, small_pictures(3), guidance=2.0, seed=0, level=0.25)
+    cond = seen[0]
+    assert len(cond) == 6 and (cond.vectors["augmentation"] == 0.25).all() and not {"augmentation", "low_res"} & set(cond.keep)
+    assert cond.visible("label").tolist() == [True] * 3 + [False] * 3
+
+
+def test_the_level_matters_once_the_weights_are_moved():
+    module = super_resolution()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    x, sigma = torch.zeros(2, 1, 8, 8), torch.ones(2)
+    low, high = (module.denoiser(x, sigma, Cond(maps={"low_res": x}, vectors={"augmentation": torch.full((2, 1), a)})) for a in (0.0, 1.0))
+    assert not torch.allclose(low, high)
+
+
+def test_pictures_of_the_full_size_are_taken_as_they_are():
+    module, cond = super_resolution(), small_pictures(2)
+    full = Cond(label=cond.label, maps={"low_res": enlarge(cond.maps["low_res"], (8, 8))})
+    assert torch.equal(module.sample(2, cond, seed=1), module.sample(2, full, seed=1))
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: super_resolution().sample(2, labels(2)), "needs small pictures"),
+    (lambda: super_resolution().sample(2, Cond(maps={"low_res": torch.zeros(2, 1, 5, 5)})), "2 times smaller"),
+    (lambda: super_resolution().sample(2, small_pictures(2), level=1.5), "share of noise"),
+    (lambda: super_resolution(noise=(0.5, 0.2)), "lowest, highest"),
+    (lambda: SuperResolution(Denoiser(unet()), shape=(1, 8, 8), factor=2), "maps={'low_res': 1}"),
+    (lambda: SuperResolution(super_resolution().denoiser, shape=(1, 8, 8), factor=3), "divide the sides"),
+])  # fmt: skip
+def test_bad_input_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
