@@ -6,7 +6,8 @@ from .dit import DiTDiffusion
 from .dit import LearnedRange as LearnedRange
 from .dmd import DMD
 from .edm import EDM
-from .experts import NoiseBandExperts, expert_tree
+from .experts import NoiseBandExperts
+from .experts import expert_tree as expert_tree
 from .experts import inherit as inherit
 from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
@@ -30,5 +31,4 @@ __all__ = [
     "ProgressiveDistillation",
     "RINDiffusion",
     "SuperResolution",
-    "expert_tree",
 ]
