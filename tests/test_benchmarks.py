@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import distillation, objectives, pages
+from benchmarks import conditioning, distillation, objectives, pages
 from benchmarks.harness import Subject, compare, report, training_step
 from benchmarks.training import Run
 from diffx.recipes.build import build
@@ -72,7 +72,7 @@ def test_the_page_of_distillation_says_which_claims_are_missed():
 TEN = [objectives.run(experiment, objective) for experiment in objectives.NAMES for objective in objectives.OBJECTIVES]
 
 
-@pytest.mark.parametrize("run", [*distillation.planned(2), *TEN], ids=lambda run: f"{run.experiment}-{run.name}")
+@pytest.mark.parametrize("run", [*distillation.planned(2), *TEN, *conditioning.planned()], ids=lambda run: f"{run.experiment}-{run.name}")
 def test_every_planned_run_is_an_experiment_that_composes(run):
     config = compose(run.experiment, run.overrides)
     check(config)
@@ -94,6 +94,46 @@ def test_the_page_of_objectives_names_who_stays_below_the_bound():
     found = {"digits/edm": {"eps": {"figures": figures}, "v": poor}}
     assert objectives.missed(found) == ["digits/edm v"]
     assert objectives.page(found).splitlines()[-1] == "| U-Net | v | 0.840 | 0.900 | 0.900 | 0.900 | 0.900 |"
+
+
+def test_trainings_without_knowledge_enhancement_differ_in_nothing_else():
+    """Without its four parts the experiment trains on the captions as they are, and on the plain loss."""
+    for enhanced in (True, False):
+        config = compose("shapes/knowledge", conditioning.knowledge(enhanced, 1).overrides).tree
+        parts = (config["module"]["boost"], config["module"]["distance"], config["data"]["append"], config["data"]["replace"])
+        assert all(parts) if enhanced else not any(parts)
+        assert config["module"]["seed"] == 1 and config["data"]["data"]["drop"] == 0.3
+
+
+def test_a_model_that_is_not_told_a_column_sees_what_a_hidden_source_shows():
+    class Reader:
+        sampler = None
+
+        def condition(self, batch):
+            return batch
+
+    batch = {"x": torch.zeros(2, 1), "colour_text": ["red", "blue"], "shape_text": ["circle", "square"]}
+    told = conditioning.Untold(Reader(), ("shape_text",)).condition(batch)
+    assert told["shape_text"] == [None, None] and told["colour_text"] == ["red", "blue"]
+
+
+def test_pages_of_conditioning_have_a_line_for_each_report_and_a_mean_over_seeds():
+    def report(value):
+        figures = {name: {"value": value, "shuffled": value / 2} for name in (*conditioning.SCENES, "retrieval", "frechet", "nearest")}
+        return {"figures": figures}
+
+    found = {
+        "shapes": {"U-Net 1": report(0.5)},
+        "encoders": {told: report(0.5) for told in conditioning.HIDDEN},
+        "emoji": {"seen 1": report(0.25)},
+        "knowledge": {run.name: report(int(run.name[-1]) / 4) for run in conditioning.pairs()},
+    }
+    pages = conditioning.pages(found)
+    assert pages["conditioning.md", "shapes"].splitlines()[-1].split(" | ")[1:3] == ["shuffled", "0.250"]
+    assert pages["conditioning.md", "emoji"].splitlines()[-1] == "| seen | 1 | 0.250 | 0.125 | 0.250 | – | 0.250 |"
+    assert len(pages["conditioning.md", "encoders"].splitlines()) == 6
+    means = pages["techniques/knowledge.md", "seeds"].splitlines()[-2:]
+    assert [line.split(" | ")[1] for line in means] == ["0.250", "0.250"]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):

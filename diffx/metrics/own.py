@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
-from ..data import Annotated, Shapes
+from ..data import Annotated, Emoji, Shapes
 from .figures import Evidence, Figure, Results, Unsuited
+from .retrieval import retrieval_figure
 from .shapes_judge import NAMES, shapes_figure
 
 __all__ = ["own_figures"]
@@ -41,3 +42,8 @@ def _(data: Shapes, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
 @own_figures.register
 def _(data: Annotated, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
     return own_figures(data.data, asked)
+
+
+@own_figures.register
+def _(data: Emoji, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
+    return (Figure(("retrieval",), lambda evidence: retrieval_figure(asked["x"]).compute(evidence)),)
