@@ -11,7 +11,6 @@ tables of ``docs/conditioning.md`` and ``docs/techniques/knowledge.md``:
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
 import diffx
 from benchmarks.pages import fill, table
-from benchmarks.training import Run
+from benchmarks.training import Run, parser, train
 from diffx.data import Emoji, Shapes
 from diffx.evaluate import evaluate
 
@@ -135,14 +132,8 @@ def pages(found: Mapping[str, Mapping[str, Report]]) -> dict[tuple[str, str], st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the pages."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.conditioning", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    runs: Path = parser.parse_args(argv).runs
-    torch.set_num_threads(1)
-    for run in planned():
-        run.train(runs)
+    runs: Path = parser("python -m benchmarks.conditioning", __doc__).parse_args(argv).runs
+    train(runs, planned())
     found = measured(runs)
     (runs / "conditioning.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for (page, place), text in pages(found).items():

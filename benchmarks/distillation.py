@@ -12,7 +12,6 @@ reference is the teacher with 64 Euler steps on the grid sigma(u) = sd tan(u ata
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 
 import diffx
 from benchmarks.pages import DOCS, fill, table
-from benchmarks.training import Run
+from benchmarks.training import Run, parser, train
 from diffx import Cond, Digits
 from diffx.guidance import classifier_free
 from diffx.metrics import ClassJudge, frechet, nearest
@@ -277,16 +276,11 @@ def curves(found: Mapping[str, Mapping[int, Row]], path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.distillation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    parser.add_argument("--seeds", type=int, default=5, help="training seeds of DMD and MeanFlow (default: 5)")
-    given = parser.parse_args(argv)
+    line = parser("python -m benchmarks.distillation", __doc__)
+    line.add_argument("--seeds", type=int, default=5, help="training seeds of DMD and MeanFlow (default: 5)")
+    given = line.parse_args(argv)
     runs: Path = given.runs
-    torch.set_num_threads(1)
-    for run in planned(given.seeds):
-        run.train(runs)
+    train(runs, planned(given.seeds))
     found = measured(runs, given.seeds)
     (runs / "digits" / "distillation.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     for place, text in page(found).items():

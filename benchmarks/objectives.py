@@ -8,17 +8,14 @@ the levels it sees.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import diffx
 from benchmarks.pages import fill, table
-from benchmarks.training import Run
+from benchmarks.training import Run, parser, train
 from diffx import Digits
 from diffx.evaluate import evaluate
 from diffx.recipes.compose import compose
@@ -76,15 +73,8 @@ def missed(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the page."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.objectives", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of all runs")
-    runs: Path = parser.parse_args(argv).runs
-    torch.set_num_threads(1)
-    for experiment in NAMES:
-        for objective in OBJECTIVES:
-            run(experiment, objective).train(runs)
+    runs: Path = parser("python -m benchmarks.objectives", __doc__).parse_args(argv).runs
+    train(runs, (run(experiment, objective) for experiment in NAMES for objective in OBJECTIVES))
     found = measured(runs)
     fill("techniques/objectives.md", "figures", page(found))
     print(page(found))
