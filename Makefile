@@ -30,7 +30,7 @@ test-fast: $(STAMP) ## the quick part: no wheel, no docs, no training
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal $(FAST_SKIPS) $(ARGS)
 
 test-slow: $(STAMP) ## only the long tests (marker slow)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m slow $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ import diffx
 from benchmarks.pages import fill, table
 from benchmarks.training import Run, parser, train
 from diffx.data import Emoji, Shapes
-from diffx.evaluate import evaluate
+from diffx.metrics import evaluate
 
 SHAPES = {"U-Net": Run("shapes/text_unet"), "DiT": Run("shapes/text_dit")}
 ENCODERS = Run("shapes/two_encoders")

@@ -17,7 +17,7 @@ import diffx
 from benchmarks.pages import fill, table
 from benchmarks.training import Run, parser, train
 from diffx import Digits
-from diffx.evaluate import evaluate
+from diffx.metrics import evaluate
 from diffx.recipes.compose import compose
 
 COSINE = "{_target_: diffx.schedules.Cosine, lambda_min: -10, lambda_max: 10}"

@@ -15,7 +15,7 @@ from .recipes.errors import RecipeError, hint
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Options", "main", "sampler_for"]
+__all__ = ["Options", "check_sampler", "main", "sampler_for"]
 
 USAGE = """
 python -m diffx.sample checkpoint=PATH [key=value ...]
@@ -86,7 +86,7 @@ class Options:
             problems.append(f"images={self.images}: there is no such file")
         if not Path(self.checkpoint).exists():
             problems.append(f"checkpoint={self.checkpoint}: there is no such file or folder")
-        problems += _check_sampler(self.sampler)
+        problems += check_sampler(self.sampler)
         if problems:
             raise RecipeError(*problems)
 
@@ -213,7 +213,7 @@ def _whole(module: Any, options: Options) -> dict[str, Tensor]:
     return {"size_crop": size_crop(torch.tensor([[*size, 0, 0, *size]] * options.count, device=module.device))}
 
 
-def _check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:
+def check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:
     """Whether there is a sampler of that name, answered from the source."""
     from .recipes.source import find
 

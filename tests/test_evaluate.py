@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from diffx import EDM, Cond, Denoiser, Heun, rng
 from diffx.data import Digits
-from diffx.evaluate import evaluate, main, requests
+from diffx.evaluate import main
+from diffx.metrics.evaluation import evaluate, requests
 from diffx.metrics.real import real_items
 from diffx.metrics.report import table
 from diffx.networks import UNet

@@ -1,6 +1,7 @@
 """Metrics: distances between sets of samples and real data, on features that the caller names. Nothing here downloads weights."""
 
 from .claim import Bound, Claim
+from .evaluation import evaluate
 from .features import Features, Pixels, TorchScript, extract
 from .figures import FIGURES, Evidence, Figure, Unsuited, figure_names, measure
 from .frechet import Moments, frechet
@@ -21,6 +22,7 @@ __all__ = [
     "Pixels",
     "TorchScript",
     "Unsuited",
+    "evaluate",
     "extract",
     "figure_names",
     "frechet",

@@ -38,7 +38,7 @@ def write(report: Mapping[str, Any], samples: Tensor, labels: Tensor | None, fol
     """Write a report as JSON and its first samples as a grid, one column a class; give back the paths.
 
     Args:
-        report: what `diffx.evaluate.evaluate` returns.
+        report: what `diffx.metrics.evaluate` returns.
         samples: (N, *) the samples; only pictures and clips get a grid.
         labels: (N,) the classes asked for in turn, if any.
         folder: where both files go.

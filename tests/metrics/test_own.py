@@ -5,7 +5,7 @@ import torch
 
 from diffx import Cond
 from diffx.data import Annotated, Digits, Shapes, ShapesOracle
-from diffx.evaluate import evaluate
+from diffx.metrics import evaluate
 from diffx.metrics.own import own_figures
 from diffx.metrics.report import table
 

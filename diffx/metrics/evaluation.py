@@ -1,0 +1,147 @@
+"""Evaluation: draw samples from a module, measure them against its data, judge a claim.
+
+Everything that decides a figure stands in the report: sample count, seed, sampler, guidance, weights, features, the sizes of the sets
+compared, and what real data scores under the same measure.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..recipes import recipe_of
+from ..recipes.runs import environment
+from .claim import Claim
+from .features import Features
+from .figures import FIGURES, Evidence, figure_names, measure
+from .own import own_figures
+from .real import asked_rows, real_items, take
+from .report import write
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from ..conditions import Cond
+    from ..module import DiffusionModule
+    from ..samplers import Sampler
+
+__all__ = ["evaluate", "requests"]
+
+
+def evaluate(
+    module: DiffusionModule,
+    data: L.LightningDataModule,
+    *,
+    n: int | None = None,
+    seed: int = 0,
+    guidance: Any = 1.0,
+    sampler: Sampler | None = None,
+    claim: Mapping[str, Any] | None = None,
+    features: Features | None = None,
+    chunk: int = 250,
+    items: int = 10_000,
+    folder: str | Path | None = None,
+    name: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Draw samples from a module and measure them against its data.
+
+    Args:
+        module: anything with `DiffusionModule`'s ``sample`` and ``condition``; which weights it holds is the caller's affair.
+        data: a LightningDataModule; its training items are the reference, its validation items the held-out ones.
+        n: number of samples; the claim's by default, else 1000.
+        seed: sample ``i`` is a function of ``seed + i``. The figures' own random choices are always the same.
+        guidance: as in ``module.sample``.
+        sampler: replaces the module's own.
+        claim: the ``claim`` section of an experiment.
+        features: a further extractor; what compares features is computed on it besides pixels, under its name.
+        chunk: samples drawn at once.
+        items: largest number of training and of held-out items used; more are thinned out at random, always the same way.
+        folder: where ``<name>.json`` and ``<name>.png`` go; None writes nothing.
+        name: of those files; says count, guidance, sampler and seed by default.
+        about: facts to put first in the report, e.g. the checkpoint.
+
+    Returns:
+        The report that is written as JSON. ``report["kept"]`` is True, False, or None where there is no claim or no verdict on all of it.
+
+    Raises:
+        ValueError: an unreadable claim, n < 1, no training items, samples that are not finite.
+    """
+    promise, n = _promised(claim or {}, features, n, data)
+    train, held_out = real_items(data, items)
+    cond, labels = requests(module, held_out or train, n, chunk)
+    clock = [time.process_time()]
+    samples = module.sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk).float().cpu()
+    clock.append(time.process_time())
+    figures, skipped = _measured(samples, labels, data, train, held_out or {}, features)
+    clock.append(time.process_time())
+    verdict = promise.verdict(figures, n, skipped)
+    report = {
+        **(about or {}),
+        **{"samples": n, "seed": seed, "guidance": recipe_of(guidance), "sampler": recipe_of(sampler or getattr(module, "sampler", None))},
+        **_compared(data, train, held_out or {}, features),
+        **{"figures": figures, "skipped": skipped, "claim": dict(claim or {}), "verdict": verdict, "kept": promise.kept(verdict)},
+        "cpu_seconds": {"samples": round(clock[1] - clock[0], 2), "figures": round(clock[2] - clock[1], 2)},
+        "versions": _versions(),
+    }
+    return report if folder is None else {**report, "files": write(report, samples, labels, Path(folder), name)}
+
+
+def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: int = 250) -> tuple[Cond, Tensor | None]:
+    """Conditions for ``n`` samples, taken from real items in turn, with the classes balanced where the items are labelled.
+
+    Every kind of condition is asked for as in training: ``module.condition`` sees batches of real items, ``chunk`` at once.
+
+    Returns:
+        (conditions, labels (n,)); the labels are None when the items have none or the module is given no condition.
+    """
+    rows, label = asked_rows(real, n), real.get("label")
+    device = getattr(module, "device", "cpu")
+    parts = []
+    for some in rows.split(chunk):
+        batch = {key: column.to(device) if isinstance(column, torch.Tensor) else column for key, column in take(real, some).items()}
+        parts.append(module.condition(batch).to("cpu"))
+    cond = reduce(lambda left, right: left.cat(right), parts)
+    return cond, label[rows] if label is not None and len(cond) else None
+
+
+def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None, data: Any) -> tuple[Claim, int]:
+    """The claim, read, and how many samples to draw for it."""
+    own = [name for figure in own_figures(data, {}) for name in figure.names]
+    promise = Claim.parse(claim, {*figure_names(), *figure_names(features), "fid", *own})
+    n = (promise.samples or 1000) if n is None else n
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    return promise, n
+
+
+def _measured(
+    samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None
+) -> Any:
+    """All figures on pixels, those of the data's own judge, and those that compare features on ``features``; see `metrics.measure`."""
+    evidence = Evidence(samples, train["x"], labels, train.get("label"), real.get("x"), real.get("label"))
+    prompts = real or train
+    figures, skipped = measure(evidence, (*FIGURES, *own_figures(data, take(prompts, asked_rows(prompts, len(samples))))))
+    if features is None:
+        return figures, skipped
+    more, lacking = measure(replace(evidence, features=features), [figure for figure in FIGURES if figure.on_features])
+    return {**figures, **more}, {**skipped, **lacking}
+
+
+def _compared(data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None) -> dict[str, Any]:
+    """What samples were compared with, and by what; a features file by its hash."""
+    sizes = {"name": type(data).__name__, "train": len(train["x"]), "held_out": len(real.get("x", ())), "shape": list(train["x"].shape[1:])}
+    named = [] if features is None else [{key: str(getattr(features, key)) for key in ("name", "path", "sha256") if hasattr(features, key)}]
+    return {"data": sizes, "features": ["pixels", *named]}
+
+
+def _versions() -> dict[str, str]:
+    return {**environment([])["versions"], "scikit-learn": version("scikit-learn")}
