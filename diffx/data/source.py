@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import rng
@@ -168,7 +169,12 @@ def assemble(source: Source, request: Request) -> Batch:
 
 
 def _join(values: list[Any]) -> Any:
-    return torch.cat(values) if isinstance(values[0], Tensor) else [entry for value in values for entry in value]
+    if not isinstance(values[0], Tensor):
+        return [entry for value in values for entry in value]
+    if values[0].ndim == 3:  # (B, K, D): K slots per item, as many as each part needed; empty ones are 0
+        slots = max(value.shape[1] for value in values)
+        values = [F.pad(value, (0, 0, 0, slots - value.shape[1])) for value in values]
+    return torch.cat(values)
 
 
 def _list_bad(path: Path, name: str, reason: str) -> set[str]:

@@ -11,6 +11,7 @@ import torch
 from diffx.data import Annotated, Annotation, AnnotationFile, DataModule, Detection, Memory, Shapes, ShapesOracle, annotate
 from diffx.data.annotated import Completion, complete, mentions
 from diffx.data.shapes import parse
+from diffx.data.source import assemble
 from diffx.recipes import recipe_of
 from diffx.recipes.build import build
 
@@ -194,3 +195,9 @@ def test_the_inner_data_is_prepared_and_checked():
     assert inner.ready
     with pytest.raises(ValueError, match="the training data set of Inner is empty"):
         Annotated(Inner([]), Fixed(), 2).setup("fit")
+
+
+def test_a_batch_across_epochs_takes_the_slots_of_the_fuller_part():
+    data = Annotated(captioned(["", "a dog and an orange cat"]), Fixed(), append=0.0, replace=0.0)
+    joined = assemble(data.sources()[0], [(0, np.array([0])), (1, np.array([1]))])
+    torch.testing.assert_close(joined["boxes"], torch.tensor([[[0.0] * 4] * 3, [DOG.box, CAT.box, DOG.box]]))
