@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from . import rng
 from .conditions import Cond
 
 __all__ = ["Cascade"]
-
-APART = 2**56  # seeds of one sample in neighbouring stages
 
 
 class Cascade:
@@ -70,7 +69,7 @@ class Cascade:
             told = _known(self.stages[k], cond)
             if given is not None:
                 told = replace(told, maps={**told.maps, self.stages[k].source: given.clamp(-1, 1)})
-            given = self.stages[k].sample(n, told, seed=seed + k * APART, **(options or {}).get(k, {}))
+            given = self.stages[k].sample(n, told, seed=seed + k * rng.STRIDE, **(options or {}).get(k, {}))
             made.append(given)
         return made
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .recipes import recipe_of, recorded
 from .recipes.record import public_name
 
-__all__ = ["KL", "Codec", "Identity", "draw_latent", "fingerprint", "posterior"]
+__all__ = ["KL", "Codec", "Identity", "Standardised", "draw_latent", "fingerprint", "posterior"]
 
 
 @runtime_checkable
@@ -44,6 +44,38 @@ class Identity:
     def decode(self, z: Tensor) -> Tensor:
         """Return ``z``."""
         return z
+
+    def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """Return ``data_shape``."""
+        return tuple(data_shape)
+
+
+@recorded
+@dataclass(frozen=True)
+class Standardised:
+    """Data shifted and scaled to mean 0 and standard deviation 1, without loss.
+
+    Args:
+        mean, std: of the data, over all its entries.
+
+    Raises:
+        ValueError: a standard deviation that is not positive.
+    """
+
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """``(x - mean) / std``."""
+        return (x - self.mean) / self.std
+
+    def decode(self, z: Tensor) -> Tensor:
+        """``z std + mean``."""
+        return z * self.std + self.mean
 
     def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
         """Return ``data_shape``."""

@@ -121,6 +121,11 @@ class DiffusionModule(Parts, ABC):
             return x, cond
         return x, cond.drop(self.drop) if self.text is None else self.text.drop(cond, self.drop)
 
+    def check_shape(self, data_shape: Sequence[int]) -> None:
+        """Refuse data whose samples have another shape than the module's. Override where something else in a batch is learnt."""
+        if tuple(data_shape) != self.shape:
+            raise ValueError(f"module.shape is {self.shape}, but the data gives samples of shape {tuple(data_shape)}; make them equal")
+
     def check_batch(self, batch: Batch) -> None:
         """Look at the first training batch; raises ValueError or TypeError for data that cannot be meant. Override to look for more."""
         check_range(batch)
@@ -206,8 +211,8 @@ class DiffusionModule(Parts, ABC):
         """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode."""
         self.train()
         data_shape = getattr(getattr(self.trainer, "datamodule", None), "shape", None)
-        if data_shape is not None and tuple(data_shape) != self.shape:
-            raise ValueError(f"module.shape is {self.shape}, but the data gives samples of shape {tuple(data_shape)}; make them equal")
+        if data_shape is not None:
+            self.check_shape(data_shape)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Seed by (seed, step, slice), compute the loss, log it on the steps that the logger keeps."""

@@ -20,10 +20,16 @@ from torch import Tensor
 from .tensors import expand
 
 __all__ = [
-    "Generators", "forked", "generator", "key", "noised", "permutation", "rand", "randn", "sample_generators", "seed_default", "stratified",
+    "STRIDE", "Generators", "forked", "generator", "key", "noised", "permutation", "rand", "randn", "sample_generators", "seed_default",
+    "stratified",
 ]  # fmt: skip
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+
+
+STRIDE = 2_654_435_769
+"""Added to a seed where one sample needs further, independent noise. A CPU generator of torch looks at the last 32 bits of its seed alone;
+multiples of this number (2^32 over the golden ratio) lie far apart in them."""
 
 
 def key(*parts: int | str) -> int:

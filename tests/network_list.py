@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, SongUNet, UNet, UViT
+from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, UNet, UViT
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -32,13 +32,15 @@ class Case:
     """``make()`` builds a small network for data of ``shape``.
 
     ``fresh_zero``: it returns exactly zero before training. ``carry``: shape of what it hands from call to call, per sample, beside its
-    output; () for networks that hand nothing on.
+    output; () for networks that hand nothing on. ``rounding``: hidden and absent conditions may differ by it, where conditions are part of
+    the sequence that is computed.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...] = (3, 8, 8)
     fresh_zero: bool = True
     carry: tuple[int, ...] = ()
+    rounding: float = 0.0
 
     def data(self, n: int = 3) -> tuple[Tensor, Tensor]:
         """Random data and noise coordinates."""
@@ -124,5 +126,10 @@ NETWORKS = {
         )
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
+    "prior": Case(
+        lambda: PriorTransformer(6, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, vectors={"size": 2}),
+        shape=(6,),
+        rounding=1e-5,
+    ),
     "mlp_curve": Case(lambda: MLP(12, width=16), shape=(3, 4)),
 }

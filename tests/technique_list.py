@@ -8,15 +8,15 @@ import torch
 
 from diffx import EDM, Cond, Denoiser
 from diffx.augment import AugmentPipe
-from diffx.codecs import KL
-from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime
+from diffx.codecs import KL, Standardised
+from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, X0Precond
 from diffx.distances import ObjectRegions
 from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import RIN, ConvAutoencoder, DiT, TokenTransformer, UNet
+from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, UNet
 from diffx.samplers import Euler, Heun, MultiStep
-from diffx.schedules import DDPM, Bands, Flow, GammaCosine, Levels, LogNormal
+from diffx.schedules import DDPM, Bands, Cosine, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
     DMD,
     Autoencoder,
@@ -28,6 +28,7 @@ from diffx.techniques import (
     MaskedTokens,
     MeanFlow,
     NoiseBandExperts,
+    Prior,
     ProgressiveDistillation,
     RINDiffusion,
     SuperResolution,
@@ -143,6 +144,21 @@ def key_prompts(n: int) -> Cond:
     return replace(prompts(n), spans=[[TokenSpan("red", "words", 1, 1 + i % 3)] for i in range(n)])
 
 
+def prior(**options: Any) -> Prior:
+    net = PriorTransformer(6, width=16, depth=1, heads=2, tokens={"words": 8}, vectors={"words_pooled": 8})
+    return Prior(Denoiser(net, X0Precond()), shape=(6,), codec=Standardised(0.1, 0.4), schedule=Cosine(), sampler=Heun(4),
+                 text={"words": Words(["red", "blue"], 8, 1, 2)}, **options)  # fmt: skip
+
+
+def embedded(n: int) -> dict[str, Any]:
+    return {**captioned(n), "embedding": torch.randn(n, 6, generator=torch.Generator().manual_seed(n))}
+
+
+def words(n: int) -> Cond:
+    told = prompts(n)
+    return replace(told, tokens={"words": told.tokens["words"]})
+
+
 def latent_edm() -> EDM:
     """The codec has fresh weights: the contract holds for any."""
     net = UNet(channels=2, classes=4, width=16, mults=(1,), blocks=1)
@@ -172,6 +188,7 @@ TECHNIQUES = {
     "masked_tokens": Case(masked_tokens, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
     "knowledge": Case(knowledge, boxed, key_prompts),
+    "prior": Case(prior, embedded, words),
     "latent": Case(latent_edm, pictures, labels),
     "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),
 }

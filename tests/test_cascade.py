@@ -4,7 +4,7 @@ import pytest
 import torch
 from technique_list import edm, labels, super_resolution
 
-from diffx import Cond, Denoiser
+from diffx import Cond, Denoiser, rng
 from diffx.cascade import Cascade
 from diffx.networks import UNet
 from diffx.samplers import Heun
@@ -40,6 +40,18 @@ def test_a_sample_does_not_depend_on_its_batch(cascade):
     whole = cascade.sample(3, labels(3), seed=5)[-1]
     alone = cascade.sample(1, labels(3).rows(slice(2, 3)), seed=7)[-1]
     torch.testing.assert_close(alone[0], whole[2], atol=1e-4, rtol=0)
+
+
+def test_every_stage_draws_noise_of_its_own():
+    class Stage:
+        shape = low_shape = (1, 4, 4)
+        source = "low_res"
+
+        def sample(self, n, cond, *, seed):
+            return rng.randn((n, 1, 4, 4), rng.sample_generators(seed, n))
+
+    made = torch.stack(Cascade([Stage()] * 5).sample(4, seed=3)).flatten(0, 1).flatten(1)
+    assert torch.pdist(made).min() > 1
 
 
 def test_a_stage_has_options_of_its_own(cascade):

@@ -60,6 +60,15 @@ def test_a_sample_depends_on_its_own_generator_alone(draw):
     assert torch.equal(torch.cat(parts), batch)
 
 
+def test_strides_lead_to_other_noise():
+    """A CPU generator forgets all but the last 32 bits of its seed, so large round distances would not do."""
+    seeds = [(start + k * rng.STRIDE) % 2**32 for k in range(64) for start in (0, 100_000)]
+    assert min(b - a for a, b in zip(sorted(seeds), sorted(seeds)[1:], strict=False)) >= 100_000
+    first, second = (torch.randn(8, generator=rng.sample_generators(7 + k * rng.STRIDE, 1)[0]) for k in (0, 1))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, torch.randn(8, generator=rng.sample_generators(7 + 2**32, 1)[0]))
+
+
 def test_draws_follow_the_type_asked_for():
     for generator in (None, rng.generator(0), rng.sample_generators(0, 2)):
         assert rng.randn((2, 3), generator, dtype=torch.float64).dtype == torch.float64

@@ -5,6 +5,7 @@ from .autoencoder import ConvAutoencoder
 from .border import Conditions
 from .dit import DiT
 from .mlp import MLP
+from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
 from .token_transformer import TokenTransformer
@@ -18,6 +19,7 @@ __all__ = [
     "Conditions",
     "ConvAutoencoder",
     "DiT",
+    "PriorTransformer",
     "Site",
     "SongUNet",
     "TokenTransformer",

@@ -13,6 +13,7 @@ from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
 from .masked_tokens import MaskedTokens
 from .meanflow import MeanFlow
+from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
 from .super_resolution import SuperResolution
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedTokens",
     "MeanFlow",
     "NoiseBandExperts",
+    "Prior",
     "ProgressiveDistillation",
     "RINDiffusion",
     "SuperResolution",

@@ -14,8 +14,9 @@ from .pretrained import T5, CLIPText, MiniLM
 from .sources import Sources, as_sources, pooled_name
 from .spans import TokenSpan
 from .store import Store
+from .vectors import VectorTokens
 
 __all__ = [
     "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "KeyWords", "MiniLM", "Row", "Sources", "Store",
-    "TextEncoder", "TokenSpan", "Tokenized", "Words", "as_sources", "masked_mean", "pooled_name",
+    "TextEncoder", "TokenSpan", "Tokenized", "VectorTokens", "Words", "as_sources", "masked_mean", "pooled_name",
 ]  # fmt: skip

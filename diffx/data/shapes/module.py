@@ -66,6 +66,7 @@ class SceneSource:
             "count": torch.tensor([len(content.objects) for content in scenes]),
             "colours": _numbered([[COLOURS.index(thing.colour) for thing in content.objects] for content in scenes], slots),
             "shapes": _numbered([[SHAPES.index(thing.shape) for thing in content.objects] for content in scenes], slots),
+            "attributes": _attributes(scenes),
             "boxes": torch.from_numpy(boxes),
             "masks": torch.from_numpy(masks),
             **({"spans": [spans for _, spans in told]} if self.spans else {}),
@@ -109,6 +110,7 @@ class Shapes(DataModule):
     | "text" | B captions such as "a red circle and a blue square" |
     | "count" | ``(B,)`` int64 number of objects; the others are padding in what follows |
     | "colours", "shapes" | ``(B, K)`` int64 places in `COLOURS` and `SHAPES`, -1 in empty slots; always the truth, whatever the caption |
+    | "attributes" | ``(B, 12)`` float32: 1 at colour x 3 + shape for every object, else 0; what an ideal embedding of the picture tells |
     | "boxes" | ``(B, K, 4)`` int64 pixels (left, top, right, bottom), right and bottom exclusive, 0 in empty slots |
     | "masks" | ``(B, K, H, W)`` bool pixels of each object |
 
@@ -190,6 +192,14 @@ def _halves(scenes: list[Scene]) -> dict[str, list[str]]:
         "colour_text": [compose([Described(thing.colour, None) for thing in content.objects])[0] for content in scenes],
         "shape_text": [compose([Described(None, thing.shape) for thing in content.objects])[0] for content in scenes],
     }
+
+
+def _attributes(scenes: list[Scene]) -> torch.Tensor:
+    told = torch.zeros(len(scenes), len(COLOURS), len(SHAPES))
+    for row, content in enumerate(scenes):
+        for thing in content.objects:
+            told[row, COLOURS.index(thing.colour), SHAPES.index(thing.shape)] = 1
+    return told.flatten(1)
 
 
 def _numbered(rows: list[list[int]], slots: int) -> torch.Tensor:
