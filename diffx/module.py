@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
@@ -109,6 +110,14 @@ class DiffusionModule(Parts, ABC):
     def condition(self, batch: Batch) -> Cond:
         """Conditions named in a batch; the class label by default. Override to add more."""
         return Cond(label=batch.get("label"))
+
+    def conditions_of(self, batch: Batch, net: nn.Module) -> Cond:
+        """Class label, sources of text and vectors by name, as far as a batch has and ``net`` takes them (see its ``conditions``)."""
+        takes = getattr(net, "conditions", None)
+        cond = Cond() if self.text is None else self.text.cond(batch, lambda name: takes is None or name in takes.names)
+        if vectors := {name: batch[name] for name in getattr(takes, "vectors", ()) if isinstance(batch.get(name), Tensor)}:
+            cond = replace(cond, vectors={**cond.vectors, **vectors})
+        return replace(cond, label=batch["label"]) if "label" in batch and (takes is None or "label" in takes.names) else cond
 
     # What a technique uses --------------------------------------------------------------------------------------------------------------
 

@@ -9,17 +9,19 @@ import torch
 from diffx import EDM, Cond, Denoiser
 from diffx.augment import AugmentPipe
 from diffx.codecs import KL, Standardised
+from diffx.degradations import Blur, GaussianMask
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, X0Precond
 from diffx.distances import ObjectRegions
 from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, UNet
+from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, TokenUNet, UNet
 from diffx.samplers import Euler, Heun, MultiStep
 from diffx.schedules import DDPM, Bands, Cosine, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
     DMD,
     Autoencoder,
+    ColdDiffusion,
     ConsistencyDistillation,
     DiTDiffusion,
     GuidanceDistillation,
@@ -28,6 +30,7 @@ from diffx.techniques import (
     MaskedTokens,
     MeanFlow,
     NoiseBandExperts,
+    Paella,
     Prior,
     ProgressiveDistillation,
     RINDiffusion,
@@ -87,6 +90,11 @@ def meanflow(**options: Any) -> MeanFlow:
 def masked_tokens(**options: Any) -> MaskedTokens:
     net = TokenTransformer(5, (8, 8), width=16, depth=1, heads=2, classes=4, dropout=0.0)
     return MaskedTokens(net, codec=PixelLevels(5), shape=(1, 8, 8), **options)
+
+
+def paella(**options: Any) -> Paella:
+    net = TokenUNet(5, 8, width=16, mults=(1, 2), blocks=1, classes=4)
+    return Paella(net, codec=PixelLevels(5), shape=(1, 8, 8), **options)
 
 
 def pictures(n: int) -> dict[str, Any]:
@@ -159,6 +167,12 @@ def words(n: int) -> Cond:
     return replace(told, tokens={"words": told.tokens["words"]})
 
 
+def cold(**options: Any) -> ColdDiffusion:
+    module = ColdDiffusion(unet(), shape=(1, 8, 8), **{"degradation": Blur(4), **options})
+    module.start.update(pictures(40)["x"], pictures(40)["label"])
+    return module
+
+
 def latent_edm() -> EDM:
     """The codec has fresh weights: the contract holds for any."""
     net = UNet(channels=2, classes=4, width=16, mults=(1,), blocks=1)
@@ -186,8 +200,11 @@ TECHNIQUES = {
     "dmd_few_steps": Case(lambda: dmd(discriminator=None, features=None, levels=(80.0, 1.0)), pictures, labels),
     "meanflow": Case(meanflow, pictures, labels),
     "masked_tokens": Case(masked_tokens, pictures, labels),
+    "paella": Case(paella, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
     "knowledge": Case(knowledge, boxed, key_prompts),
+    "cold": Case(cold, pictures, labels),
+    "cold_mask": Case(lambda: cold(degradation=GaussianMask(4, centred=False)), pictures, labels),
     "prior": Case(prior, embedded, words),
     "latent": Case(latent_edm, pictures, labels),
     "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),

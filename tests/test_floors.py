@@ -22,7 +22,7 @@ FILES = sorted((ROOT / "diffx").rglob("*.py"))
 
 FLOORS = {
     1: "version tensors batch rng files precomputed codecs tokenizers media metrics recipes data",
-    2: "schedules weightings distances conditions masking degradations resizing text annotators augment averages lr_schedules",
+    2: "schedules weightings distances conditions masking renoising degradations resizing text annotators augment averages lr_schedules",
     3: "denoiser experts samplers networks",
     4: "guidance parts module editing cascade interop",
     5: "techniques callbacks",
@@ -35,6 +35,7 @@ MATHEMATICS = {
     "distances",
     "conditions",
     "masking",
+    "renoising",
     "averages",
     "lr_schedules",
     "denoiser",

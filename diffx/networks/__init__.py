@@ -9,6 +9,7 @@ from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
 from .token_transformer import TokenTransformer
+from .token_unet import TokenUNet
 from .unet import UNet, levels_at
 from .uvit import UViT
 
@@ -23,6 +24,7 @@ __all__ = [
     "Site",
     "SongUNet",
     "TokenTransformer",
+    "TokenUNet",
     "UNet",
     "UViT",
     "attention_control",

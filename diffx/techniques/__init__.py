@@ -1,6 +1,7 @@
 """Techniques: one LightningModule per file."""
 
 from .autoencoder import Autoencoder
+from .cold import ColdDiffusion
 from .consistency import ConsistencyDistillation
 from .dit import DiTDiffusion
 from .dit import LearnedRange as LearnedRange
@@ -13,6 +14,7 @@ from .guided import GuidanceDistillation
 from .knowledge import KnowledgeEnhanced
 from .masked_tokens import MaskedTokens
 from .meanflow import MeanFlow
+from .paella import Paella
 from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
@@ -22,6 +24,7 @@ __all__ = [
     "DMD",
     "EDM",
     "Autoencoder",
+    "ColdDiffusion",
     "ConsistencyDistillation",
     "DiTDiffusion",
     "GuidanceDistillation",
@@ -29,6 +32,7 @@ __all__ = [
     "MaskedTokens",
     "MeanFlow",
     "NoiseBandExperts",
+    "Paella",
     "Prior",
     "ProgressiveDistillation",
     "RINDiffusion",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -47,11 +46,7 @@ class Gaussian(DiffusionModule):
 
     def condition(self, batch: Batch) -> Cond:
         """Class label, sources of text and vectors by name, as far as the data has and the network takes them. Override to add more."""
-        cond = Cond() if self.text is None else self.text.cond(batch, self.denoiser.takes)
-        known = getattr(getattr(self.denoiser.net, "conditions", None), "vectors", ())
-        if vectors := {name: batch[name] for name in known if isinstance(batch.get(name), Tensor)}:
-            cond = replace(cond, vectors={**cond.vectors, **vectors})
-        return replace(cond, label=batch["label"]) if "label" in batch and self.denoiser.takes("label") else cond
+        return self.conditions_of(batch, self.denoiser.net)
 
     def on_fit_start(self) -> None:
         """Compare shape and number of classes with the data's before the first step: an accelerator would not tell which label is wrong."""

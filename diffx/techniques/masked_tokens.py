@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .. import rng
 from ..conditions import Cond
+from ..guidance import guided_logits
 from ..masking import CosineRatio, Logits, MaskLaw, ParallelDecoding, random_mask
 from ..module import Batch, DiffusionModule
 from ..tokenizers import Tokenizer, check_ids
@@ -87,15 +88,7 @@ class MaskedTokens(DiffusionModule):
             ValueError: see `check_guidance`.
         """
         self.check_guidance(guidance, cond)
-        if isinstance(guidance, (int, float)) and guidance == 1:
-            return lambda ids: self.net(ids, cond)
-        both = cond.cat(cond.hidden())
-
-        def guided(ids: Tensor) -> Tensor:
-            told, untold = self.net(torch.cat([ids, ids]), both).chunk(2)
-            return untold + guidance * (told - untold)
-
-        return guided
+        return guided_logits(self.net, cond, guidance)
 
     def sample(self, n: int, cond: Cond = Cond(), *, guidance: float = 1.0, sampler: ParallelDecoding | None = None,
                seed: int | None = None, shape: Sequence[int] | None = None, chunk: int | None = None) -> Tensor:  # fmt: skip

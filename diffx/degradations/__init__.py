@@ -1,0 +1,18 @@
+"""Degradations: data made worse in steps, for models that learn the way back (cold diffusion).
+
+A `Degradation` is a function ``(x, level, parameters) -> x`` with levels 0, which changes nothing, to ``steps``. The walks lead back.
+"""
+
+from .blur import Blur
+from .degradation import Degradation, check_degradation
+from .fade import Desaturate, Fade
+from .mask import GaussianMask
+from .noise import HotNoise
+from .pixelate import Pixelate
+from .start import GaussianStart
+from .walks import Improved, Naive, OneShot, Walk
+
+__all__ = [
+    "Blur", "Degradation", "Desaturate", "Fade", "GaussianMask", "GaussianStart", "HotNoise", "Improved", "Naive", "OneShot", "Pixelate",
+    "Walk", "check_degradation",
+]  # fmt: skip
