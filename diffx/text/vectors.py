@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..recipes import recorded
 from .encoder import Encoded, Encoder
@@ -18,7 +19,8 @@ __all__ = ["VectorTokens"]
 class VectorTokens(Encoder):
     """Gives a vector to attention as a few tokens, and as it is (Ramesh et al. 2022, arXiv:2204.06125: four tokens of a CLIP embedding).
 
-    The map from vector to tokens is trained along with the denoiser.
+    Only its direction counts, as for embeddings that are compared by cosine: vectors are brought to the length sqrt(``features``), entries
+    of order one. The map from vector to tokens is trained along with the denoiser.
 
     Args:
         features: length of the vector.
@@ -49,6 +51,6 @@ class VectorTokens(Encoder):
         if not isinstance(inputs, Tensor) or inputs.ndim != 2 or inputs.shape[1] != self.pooled_dim:
             got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise ValueError(f"VectorTokens reads vectors (B, {self.pooled_dim}) from {self.reads!r}, got {got}")
-        vector = inputs.to(self.map.weight)
+        vector = F.normalize(inputs.to(self.map.weight), dim=1) * self.pooled_dim**0.5
         tokens = self.map(vector).unflatten(1, (self.count, self.dim))
         return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device), vector)

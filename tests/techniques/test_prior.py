@@ -81,7 +81,10 @@ def test_a_drawn_embedding_reaches_the_decoder_as_vector_and_tokens():
     decoder = EDM(Denoiser(net), shape=(1, 8, 8), text=text, drop={"image": 0.1, "words": 0.5}, sampler=Heun(2))
     filled = prior().fill({"text": ["red", "blue red"]}, seed=0)
     told = decoder.condition(filled)
-    assert torch.equal(told.vectors["image_pooled"], filled["embedding"]) and told.tokens["image"].shape == (2, 4, 8)
+    torch.testing.assert_close(told.vectors["image_pooled"], 6**0.5 * filled["embedding"])
+    longer = decoder.condition({**filled, "embedding": 3 * filled["embedding"]})
+    torch.testing.assert_close(longer.tokens["image"], told.tokens["image"])  # only the direction counts
+    assert told.tokens["image"].shape == (2, 4, 8)
     assert decoder.sample(2, told, guidance=2.0, seed=0).shape == (2, 1, 8, 8)
     torch.testing.assert_close(filled["embedding"].norm(dim=1), torch.ones(2))
 
