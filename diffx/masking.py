@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import rng
 from .recipes import recorded
 
-__all__ = ["CosineRatio", "ExpRatio", "LogRatio", "Logits", "MaskLaw", "ParallelDecoding", "PowerRatio", "gumbel", "random_mask"]
+__all__ = [
+    "CosineRatio", "ExpRatio", "LogRatio", "Logits", "MaskLaw", "ParallelDecoding", "PowerRatio", "feathered", "gumbel", "random_mask",
+    "shifted", "touched",
+]  # fmt: skip
 
 MaskLaw: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(r in [0, 1], number of tokens n >= 1) -> share of the tokens that is hidden, falling from 1 at r = 0 to 0 at r = 1."""
@@ -85,6 +89,47 @@ def random_mask(ratio: Tensor, size: tuple[int, ...]) -> Tensor:
     count = (ratio.double() * n - 1e-6).ceil().clamp(1, n)
     rank = rng.rand((len(ratio), n), device=ratio.device).argsort(1).argsort(1)
     return (rank < count[:, None]).view(-1, *size)
+
+
+def touched(mask: Tensor, grid: Sequence[int], ring: int = 1) -> Tensor:
+    """The tokens that a mask of pixels touches, and ``ring`` tokens around them.
+
+    Args:
+        mask: ``(B, 1, H, W)``, 1 = regenerate, 0 = keep; what lies between counts as touched.
+        grid: (h, w) of the tokens.
+        ring: tokens of the border that see something of the mask and are found anew, too.
+
+    Returns:
+        ``(B, h, w)`` bool.
+    """
+    hit = F.adaptive_max_pool2d((mask > 0).float(), (grid[0], grid[1]))
+    return F.max_pool2d(hit, 2 * ring + 1, stride=1, padding=ring)[:, 0] > 0
+
+
+def feathered(mask: Tensor, width: int) -> Tensor:
+    """A mask ``(B, 1, H, W)`` that falls from 1 to 0 over ``width`` pixels outside the pixels that are 1, and stays 1 on those."""
+    if not width:
+        return mask
+    wide = F.max_pool2d(mask, 2 * width + 1, stride=1, padding=width)
+    return F.avg_pool2d(wide, 2 * width + 1, stride=1, padding=width, count_include_pad=False).maximum(mask)
+
+
+def shifted(x: Tensor, by: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Pictures ``(B, C, H, W)`` moved within their frame by (down, right) pixels, and the mask ``(B, 1, H, W)`` of what came into view.
+
+    What came into view holds zeros. A frame that is moved and filled again and again paints beyond the borders of a picture.
+
+    Raises:
+        ValueError: nothing of the picture is left in the frame.
+    """
+    height, width = x.shape[2:]
+    down, right = by
+    if abs(down) >= height or abs(right) >= width:
+        raise ValueError(f"moving pictures of {height} x {width} pixels by {tuple(by)} leaves nothing of them")
+    rows, columns = torch.arange(height, device=x.device) - down, torch.arange(width, device=x.device) - right
+    kept = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
+    moved = x.roll((down, right), (2, 3))
+    return torch.where(kept, moved, 0.0), (~kept).to(x.dtype).expand(len(x), 1, -1, -1)
 
 
 def gumbel(u: Tensor) -> Tensor:

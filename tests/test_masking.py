@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from diffx import rng
-from diffx.masking import CosineRatio, ExpRatio, LogRatio, ParallelDecoding, PowerRatio, random_mask
+from diffx.masking import (
+    CosineRatio,
+    ExpRatio,
+    LogRatio,
+    ParallelDecoding,
+    PowerRatio,
+    feathered,
+    random_mask,
+    shifted,
+    touched,
+)
 
 MASK = 2
 
@@ -112,3 +122,29 @@ def test_parallel_drawing_is_biased():
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         ParallelDecoding(**options)
+
+
+def test_tokens_that_a_mask_touches_and_their_ring():
+    mask = torch.zeros(1, 1, 16, 32)
+    mask[..., 5, 9] = 0.1  # any touch counts
+    cells = touched(mask, (4, 8), ring=0)
+    assert cells.nonzero().tolist() == [[0, 1, 2]]
+    ring = touched(mask, (4, 8))
+    assert ring.sum() == 9 and ring[0, 0:3, 1:4].all()
+
+
+def test_a_feather_falls_off_outside_the_mask():
+    mask = torch.zeros(1, 1, 9, 9)
+    mask[..., 4, 4] = 1
+    soft = feathered(mask, 2)
+    assert soft[0, 0, 4, 4] == 1 and (soft >= mask).all() and (soft[0, 0, 4].diff()[:4] >= 0).all() and 0 < soft[0, 0, 4, 2] < 1
+    assert torch.equal(feathered(mask, 0), mask)
+
+
+def test_a_moved_frame():
+    x = torch.arange(1.0, 13).view(1, 1, 3, 4)
+    moved, mask = shifted(x, (1, -2))
+    assert torch.equal(moved[0, 0], torch.tensor([[0.0, 0, 0, 0], [3, 4, 0, 0], [7, 8, 0, 0]]))
+    assert torch.equal(mask[0, 0], (moved[0, 0] == 0).float())
+    with pytest.raises(ValueError, match=r"by \(3, 0\) leaves nothing"):
+        shifted(x, (3, 0))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .. import rng
 from ..conditions import Cond
 from ..guidance import guided_logits
-from ..masking import CosineRatio, Logits, MaskLaw, ParallelDecoding, random_mask
+from ..masking import CosineRatio, Logits, MaskLaw, ParallelDecoding, feathered, random_mask, touched
 from ..module import Batch, DiffusionModule
 from ..tokenizers import Tokenizer, check_ids
 
@@ -100,6 +100,33 @@ class MaskedTokens(DiffusionModule):
             return walk(self.logits(cond, guidance), hidden, self.mask, generators)
 
         return self.sampled(n, cond, draw, seed=seed, shape=shape, chunk=chunk)
+
+    def edit(self, x: Tensor, mask: Tensor, cond: Cond = Cond(), *, ring: int = 1, feather: int = 0, guidance: float = 1.0,
+             sampler: ParallelDecoding | None = None, seed: int = 0) -> Tensor:  # fmt: skip
+        """Paint part of pictures anew: inpainting, with `shifted` outpainting, with another class in ``cond`` a change of class.
+
+        Args:
+            x: pictures ``(B, *shape)`` in [-1, 1].
+            mask: ``(B, 1, H, W)``, 1 = regenerate, 0 = keep.
+            cond: what the new pictures show, batch B or empty.
+            ring: tokens around the mask that are found anew, too; of them only the feathered part shows.
+            feather: pixels around the mask over which new and old are blended; 0 leaves every pixel outside the mask as it was.
+            guidance: as in `sample`.
+            sampler: as in `sample`.
+            seed: picture ``i`` is a function of ``x[i]`` and ``seed + i``.
+
+        Raises:
+            ValueError: a mask of another size or outside [0, 1].
+        """
+        if tuple(mask.shape) != (len(x), 1, *x.shape[2:]) or not 0 <= float(mask.min()) <= float(mask.max()) <= 1:
+            raise ValueError(f"mask must be (B, 1, H, W) = {(len(x), 1, *x.shape[2:])} in [0, 1], 1 = regenerate; got {tuple(mask.shape)} "
+                             f"in [{float(mask.min()):g}, {float(mask.max()):g}]")  # fmt: skip
+        walk, x, mask = sampler or self.sampler, x.to(self.device), mask.to(self.device, x.dtype)
+        with self.drawing():
+            ids = self.codec.encode(x)
+            hidden = ids.masked_fill(touched(mask, ids.shape[1:], ring), self.mask)
+            found = walk(self.logits(cond.to(self.device), guidance), hidden, self.mask, rng.sample_generators(seed, len(x)))
+            return x.lerp(self.codec.decode(found).clamp(-1, 1), feathered(mask, feather))
 
     def progress(self, n: int, cond: Cond = Cond(), *, guidance: float = 1.0, sampler: ParallelDecoding | None = None,
                  seed: int = 0) -> Iterator[Tensor]:  # fmt: skip

@@ -100,3 +100,37 @@ def test_rng_is_keyed_per_sample():
         whole = walk(module.logits(labels(4)), ids, module.mask, rng.sample_generators(3, 4))
         alone = walk(module.logits(labels(4).rows(slice(2, 3))), ids[:1], module.mask, rng.sample_generators(5, 1))
     assert torch.equal(whole[2:3], alone)
+
+
+def test_an_edit_keeps_what_is_not_masked():
+    module, x = masked_tokens(), (pictures(4)["x"] * 2).round() / 2
+    mask = torch.zeros(4, 1, 8, 8)
+    mask[:, :, 2:5, 3:7] = 1
+    new = module.edit(x, mask, labels(4), seed=3)
+    assert torch.equal(new[mask.expand_as(new) == 0], x[mask.expand_as(x) == 0]) and not torch.equal(new, x)
+    assert torch.equal(module.edit(x, torch.zeros_like(mask), labels(4)), x)
+    alone = module.edit(x[2:3], mask[2:3], labels(4).rows(slice(2, 3)), seed=5)
+    torch.testing.assert_close(alone[0], new[2])
+
+
+def test_an_edit_of_everything_is_a_sample():
+    module, x = masked_tokens(), pictures(3)["x"]
+    new = module.edit(x, torch.ones(3, 1, 8, 8), labels(3), seed=4)
+    torch.testing.assert_close(new, module.sample(3, labels(3), seed=4))
+
+
+def test_the_ring_is_found_anew_but_does_not_show():
+    module, x, seen = masked_tokens(), pictures(1)["x"], []
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4, 4] = 1
+    module.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for ring, count in ((0, 1), (1, 9), (2, 25)):
+        seen.clear()
+        new = module.edit(x, mask, labels(1), ring=ring)
+        assert (seen[0] == module.mask).sum() == count and (new != x).sum() <= 1
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 1, 4, 4), torch.ones(2, 8, 8), torch.full((2, 1, 8, 8), 2.0)])
+def test_masks_that_do_not_fit_are_refused(mask):
+    with pytest.raises(ValueError, match=r"mask must be \(B, 1, H, W\) = \(2, 1, 8, 8\) in \[0, 1\], 1 = regenerate"):
+        masked_tokens().edit(pictures(2)["x"], mask)
