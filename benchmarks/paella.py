@@ -31,7 +31,7 @@ WALKS = {
     "1 round, .6": Renoising(1, (0.6, 0.6)),
     "1 round, .3": Renoising(1, (0.3, 0.3)),
 }
-NAMES = ("accuracy", "judge", "frechet", "precision", "recall", "nearest")
+NAMES = ("accuracy", "frechet", "precision", "recall", "nearest")
 
 
 def row(name: str, figures: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["expand", "mean_flat", "sinusoid"]
+__all__ = ["expand", "mean_flat", "psnr", "sinusoid"]
 
 
 def expand(scalar: Tensor, like: Tensor) -> Tensor:
@@ -18,6 +18,12 @@ def expand(scalar: Tensor, like: Tensor) -> Tensor:
 def mean_flat(x: Tensor) -> Tensor:
     """Mean over everything but the batch: ``(B, *)`` to ``(B,)``."""
     return x.flatten(1).mean(1)
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, ``(B,)``, of pictures in [-1, 1], ``y`` clamped to that range: ``10 log10(4 / mse)``."""
+    mse = mean_flat((y.float().clamp(-1, 1) - x.float()).square())
+    return 10 * (math.log10(4.0) - mse.clamp_min(1e-12).log10())
 
 
 def sinusoid(noise: Tensor, width: int, *, endpoint: bool = False, max_period: float = 10_000.0) -> Tensor:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
+from .codebook import Codebook
 from .recipes import recorded
 
-__all__ = ["PixelLevels", "Tokenizer", "check_ids"]
+__all__ = ["VQ", "KMeansPatches", "PixelLevels", "Tokenizer", "check_ids"]
 
 
 @runtime_checkable
@@ -91,3 +93,123 @@ class PixelLevels:
         if len(data_shape) != 3 or data_shape[0] != 1:
             raise ValueError(f"levels of pixels are tokens of pictures with one channel, (1, H, W); got {tuple(data_shape)}")
         return tuple(data_shape[1:])
+
+
+@recorded
+class VQ(nn.Module):
+    """The codes of a vector-quantised autoencoder: each vector of the encoder's map is replaced by the nearest one of a codebook.
+
+    `diffx.techniques.VQAutoencoder` trains it; from there, ``diffx.load(path, part="codec")`` gives it to any other technique. Weights and
+    codebook travel in checkpoints.
+
+    Args:
+        vae: module with ``encode(x) -> (B, dim, h, w)``, ``decode((B, dim, h, w)) -> x`` and the attributes ``channels``,
+            ``latent_channels`` (dim) and ``factor``, e.g. ``ConvAutoencoder(..., moments=False)``.
+        codebook: of vectors of length dim.
+
+    Raises:
+        ValueError: vectors of different length.
+    """
+
+    def __init__(self, vae: nn.Module, codebook: Codebook) -> None:
+        super().__init__()
+        made: Any = vae
+        if made.latent_channels != codebook.dim:
+            raise ValueError(f"vectors of the autoencoder have length {made.latent_channels}, those of the codebook {codebook.dim}")
+        self.vae, self.codebook = made, codebook
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.codebook.size
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures ``(B, C, H, W)`` to ids ``(B, h, w)``.
+
+        Raises:
+            ValueError: channels or size do not fit, with the nearest size that does.
+        """
+        self.shape(x.shape[1:])
+        return self.codebook.nearest(self.vae.encode(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Ids ``(B, h, w)`` to pictures; not clamped.
+
+        Raises:
+            ValueError: ids outside the codebook.
+        """
+        check_ids(z, self.codebook_size)
+        return self.vae.decode(self.codebook.vectors(z))
+
+    def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """``(C, H, W)`` to ``(h, w)``."""
+        return _grid(data_shape, self.vae.channels, self.vae.factor)
+
+
+@recorded
+class KMeansPatches(nn.Module):
+    """Every square of pixels is a token: the nearest of ``codes`` squares that k-means finds in data. No network, no gradient.
+
+    Args:
+        codes: codebook size.
+        patch: side of a square.
+        channels: of the pictures.
+    """
+
+    centres: Tensor
+
+    def __init__(self, codes: int, patch: int = 2, channels: int = 1) -> None:
+        super().__init__()
+        self.patch, self.channels = patch, channels
+        self.register_buffer("centres", torch.zeros(codes, channels * patch * patch))
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of squares in the codebook."""
+        return len(self.centres)
+
+    def fit(self, x: Tensor, seed: int = 0) -> KMeansPatches:
+        """Find the squares in pictures ``(N, C, H, W)`` by scikit-learn's k-means; returns itself.
+
+        Raises:
+            ValueError: see `shape`; fewer squares than codes.
+        """
+        from sklearn.cluster import KMeans
+
+        self.shape(x.shape[1:])
+        found = KMeans(self.codebook_size, n_init=1, random_state=seed).fit(self._squares(x).flatten(0, -2).cpu().numpy())
+        self.centres.copy_(torch.from_numpy(found.cluster_centers_))
+        return self
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures ``(B, C, H, W)`` to ids ``(B, H / patch, W / patch)``."""
+        self.shape(x.shape[1:])
+        squares = self._squares(x)
+        return torch.cdist(squares.flatten(0, -2), self.centres).argmin(1).view(squares.shape[:-1])
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Ids to pictures.
+
+        Raises:
+            ValueError: ids outside the codebook.
+        """
+        check_ids(z, self.codebook_size)
+        return rearrange(self.centres[z], "b h w (c p q) -> b c (h p) (w q)", p=self.patch, q=self.patch)
+
+    def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """``(C, H, W)`` to ``(H / patch, W / patch)``."""
+        return _grid(data_shape, self.channels, self.patch)
+
+    def _squares(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b c (h p) (w q) -> b h w (c p q)", p=self.patch, q=self.patch)
+
+
+def _grid(data_shape: Sequence[int], channels: int, factor: int) -> tuple[int, ...]:
+    """Sides over ``factor``; refuses other channels and sides that it does not divide."""
+    if len(data_shape) != 3 or data_shape[0] != channels:
+        raise ValueError(f"the tokenizer takes pictures ({channels}, H, W), got {tuple(data_shape)}")
+    size = tuple(data_shape[1:])
+    if any(side % factor for side in size):
+        nearest = tuple(max(1, int(side / factor + 0.5)) * factor for side in size)
+        raise ValueError(f"the tokenizer needs height and width divisible by {factor}, got {size}; the nearest valid size is {nearest}")
+    return tuple(side // factor for side in size)

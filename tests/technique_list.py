@@ -8,6 +8,7 @@ import torch
 
 from diffx import EDM, Cond, Denoiser
 from diffx.augment import AugmentPipe
+from diffx.codebook import Codebook
 from diffx.codecs import KL, Standardised
 from diffx.degradations import Blur, GaussianMask
 from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, X0Precond
@@ -35,11 +36,12 @@ from diffx.techniques import (
     ProgressiveDistillation,
     RINDiffusion,
     SuperResolution,
+    VQAutoencoder,
 )
 from diffx.techniques.consistency import EasyTuning
 from diffx.techniques.dmd import Discriminator
 from diffx.text import Bytes, KeyWords, TokenSpan, Words
-from diffx.tokenizers import PixelLevels
+from diffx.tokenizers import VQ, PixelLevels
 from diffx.weightings import LearnedUncertainty
 
 
@@ -179,6 +181,11 @@ def latent_edm() -> EDM:
     return EDM(Denoiser(net), shape=(1, 8, 8), codec=KL(ConvAutoencoder(1, 2, 8, (1, 2))), sampler=Heun(4))
 
 
+def vq(**options: Any) -> VQAutoencoder:
+    codec = VQ(ConvAutoencoder(1, 4, 8, (1, 2), moments=False), Codebook(6, 4))
+    return VQAutoencoder(codec, **{"shape": (1, 8, 8), "entropy": 0.1, **options})
+
+
 TECHNIQUES = {
     "edm": Case(edm, pictures, labels),
     "edm_unconditional": Case(lambda: edm(unet(classes=0)), pictures, lambda n: Cond()),
@@ -206,6 +213,7 @@ TECHNIQUES = {
     "cold": Case(cold, pictures, labels),
     "cold_mask": Case(lambda: cold(degradation=GaussianMask(4, centred=False)), pictures, labels),
     "prior": Case(prior, embedded, words),
+    "vq": Case(vq, pictures, lambda n: Cond()),
     "latent": Case(latent_edm, pictures, labels),
     "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),
 }

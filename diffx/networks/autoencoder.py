@@ -32,14 +32,16 @@ class ConvAutoencoder(nn.Module):
         width: channels of level 0 before ``mults``.
         mults: multiples of ``width``, one per level; level 0 is the full resolution, each further level has half the side lengths.
         blocks: residual blocks per level, in the encoder; the decoder has one more.
+        moments: the encoder gives means and log variances of the latents; False: just the latents, for a codebook.
 
     Raises:
         ValueError: no level, or a number below 1.
     """
 
     def __init__(
-        self, channels: int = 3, latent_channels: int = 4, width: int = 64, mults: Sequence[int] = (1, 2, 4), blocks: int = 1
-    ) -> None:
+        self, channels: int = 3, latent_channels: int = 4, width: int = 64, mults: Sequence[int] = (1, 2, 4), blocks: int = 1,
+        moments: bool = True,
+    ) -> None:  # fmt: skip
         super().__init__()
         if min(channels, latent_channels, width, blocks, *mults, len(mults)) < 1:
             raise ValueError(
@@ -52,7 +54,7 @@ class ConvAutoencoder(nn.Module):
         for level, target in enumerate(widths):
             down += [nn.Conv2d(widths[level - 1], target, 3, stride=2, padding=1)] if level else []
             down += [Residual(target, target) for _ in range(blocks)]
-        self.encoder = nn.Sequential(*down, Residual(widths[-1], widths[-1]), *_head(widths[-1], 2 * latent_channels))
+        self.encoder = nn.Sequential(*down, Residual(widths[-1], widths[-1]), *_head(widths[-1], (1 + moments) * latent_channels))
         up: list[nn.Module] = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1), Residual(widths[-1], widths[-1])]
         for level in range(len(widths) - 1, -1, -1):
             above = widths[min(level + 1, len(widths) - 1)]
@@ -67,7 +69,7 @@ class ConvAutoencoder(nn.Module):
         zero(*(module.conv2 for module in self.modules() if isinstance(module, Residual)))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures to moments ``(B, 2 latent_channels, h, w)``: means, then log variances."""
+        """Pictures to moments ``(B, 2 latent_channels, h, w)``: means, then log variances; without moments to latents alone."""
         return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
 from .super_resolution import SuperResolution
+from .vq import VQAutoencoder
 
 __all__ = [
     "DMD",
@@ -37,4 +38,5 @@ __all__ = [
     "ProgressiveDistillation",
     "RINDiffusion",
     "SuperResolution",
+    "VQAutoencoder",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from .. import rng
 from ..codecs import KL, posterior
 from ..conditions import Cond
 from ..module import Batch, DiffusionModule, freeze
-from ..tensors import mean_flat
+from ..tensors import mean_flat, psnr
 
 __all__ = ["Autoencoder"]
 
@@ -117,9 +116,3 @@ class Autoencoder(DiffusionModule):
             return rng.randn(size, generators, device=self.device)
 
         return self.sampled(n, cond, draw, seed=seed, shape=shape, chunk=chunk)
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, ``(B,)``, of pictures in [-1, 1], ``y`` clamped to that range: ``10 log10(4 / mse)``."""
-    mse = mean_flat((y.float().clamp(-1, 1) - x.float()).square())
-    return 10 * (math.log10(4.0) - mse.clamp_min(1e-12).log10())
