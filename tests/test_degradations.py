@@ -7,6 +7,7 @@ from torch.nn.functional import avg_pool2d
 from diffx import rng
 from diffx.degradations import (
     Blur,
+    Custom,
     Degradation,
     Desaturate,
     Fade,
@@ -19,6 +20,12 @@ from diffx.degradations import (
     Pixelate,
     check_degradation,
 )  # fmt: skip
+from diffx.recipes import recipe_of
+
+
+def darker(x, level):
+    return x - 0.1 * level.view(-1, 1, 1, 1)
+
 
 EVERY = {
     "blur": Blur(6),
@@ -30,6 +37,7 @@ EVERY = {
     "fade": Fade(6, -1.0),
     "desaturate": Desaturate(6),
     "hot": HotNoise(6),
+    "custom": Custom(6, darker),
 }
 every = pytest.mark.parametrize("degradation", EVERY.values(), ids=EVERY.keys())
 
@@ -196,6 +204,14 @@ def test_a_class_that_was_never_seen_cannot_be_drawn():
         start.draw(2, torch.tensor([0, 1]))
 
 
+def test_a_function_is_named_in_the_recipe():
+    assert recipe_of(Custom(6, darker)) == {
+        "_target_": "diffx.degradations.Custom", "steps": 6, "function": {"_target_": f"{__name__}.darker", "_partial_": True},
+    }  # fmt: skip
+    with pytest.raises(TypeError, match=r"callable as D\(x, level\), got None"):
+        Custom(6)
+
+
 class Brighter(Degradation):
     def apply(self, x, level, parameters):
         return x + 0.1 * (level.view(-1, 1, 1, 1) + 1)
@@ -211,6 +227,10 @@ class Cut(Degradation):
     [
         (lambda: check_degradation(Brighter(4), (1, 8, 8)), "level 0 must leave the data untouched, but Brighter.* by up to 0.1"),
         (lambda: check_degradation(Cut(4), (1, 8, 8)), r"keeps the shape of the data, \(1, 8, 8\)"),
+        (
+            lambda: check_degradation(Custom(4, lambda x, level: x + 1), (1, 8, 8)),
+            "level 0 must leave the data untouched, but .* by up to 1",
+        ),
         (lambda: Blur(0), "at least 1 step, got steps=0"),
         (lambda: Blur(std=0.0), "std must be positive"),
         (lambda: Blur(law="cubic"), "'constant', 'linear' or 'exponential'.*'cubic'"),

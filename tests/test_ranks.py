@@ -13,6 +13,7 @@ SGD = "{_target_: torch.optim.SGD, _partial_: true, lr: 0.3}"
 PLANS = {
     "digits/edm": (),
     "digits/progressive": (),
+    "digits/cold_blur": (),
     "digits/dmd": ("module.groups=null", "callbacks.ema=null"),
 }
 
@@ -28,7 +29,10 @@ def train(runs: Path, experiment: str, name: str, *options: str) -> dict[str, to
     return torch.load(runs / experiment / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("experiment", ["digits/edm", "digits/dmd", pytest.param("digits/progressive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "experiment",
+    ["digits/edm", "digits/dmd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("digits/progressive", "digits/cold_blur"))],
+)
 def test_two_processes_equal_two_micro_batches(tmp_path, experiment):
     ddp = "ddp_find_unused_parameters_true" if experiment == "digits/dmd" else "ddp"
     spread = train(tmp_path, experiment, "spread", "trainer.devices=2", f"trainer.strategy={ddp}")

@@ -4,6 +4,7 @@ A `Degradation` is a function ``(x, level, parameters) -> x`` with levels 0, whi
 """
 
 from .blur import Blur
+from .custom import Custom
 from .degradation import Degradation, check_degradation
 from .fade import Desaturate, Fade
 from .mask import GaussianMask
@@ -13,6 +14,6 @@ from .start import GaussianStart
 from .walks import Improved, Naive, OneShot, Walk
 
 __all__ = [
-    "Blur", "Degradation", "Desaturate", "Fade", "GaussianMask", "GaussianStart", "HotNoise", "Improved", "Naive", "OneShot", "Pixelate",
-    "Walk", "check_degradation",
+    "Blur", "Custom", "Degradation", "Desaturate", "Fade", "GaussianMask", "GaussianStart", "HotNoise", "Improved", "Naive", "OneShot",
+    "Pixelate", "Walk", "check_degradation",
 ]  # fmt: skip

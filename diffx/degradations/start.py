@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ class GaussianStart(nn.Module):
     """A normal law per class, fitted to degraded pictures as they pass by in training.
 
     Large pictures are averaged over a grid first, and what is drawn is stretched over their size: wholly degraded pictures have no detail.
-    Sums are kept in float64 and in checkpoints.
+    Sums are kept in float64 and in checkpoints, and go over the pictures of all ranks.
 
     Args:
         shape: of one picture, (C, H, W).
@@ -54,6 +55,7 @@ class GaussianStart(nn.Module):
         """Count degraded pictures ``(B, C, H, W)`` with their labels ``(B,)``, which only several laws need."""
         flat = F.adaptive_avg_pool2d(x, self.grid).flatten(1).double()
         law = torch.zeros(len(x), dtype=torch.long, device=x.device) if label is None or len(self.count) == 1 else label
+        flat, law = _of_all_ranks(flat), _of_all_ranks(law)
         self.count.index_add_(0, law, torch.ones_like(flat[:, 0]))
         self.total.index_add_(0, law, flat)
         for k in law.unique():
@@ -84,3 +86,12 @@ class GaussianStart(nn.Module):
         mean = self.total[laws].sum(0) / count
         values, vectors = torch.linalg.eigh(self.square[laws].sum(0) / count - torch.outer(mean, mean))
         return mean + (noise * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """Rows (B, *) of every rank under each other, in the order of ranks. Rows are gathered, not sums: covariances are far larger."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

@@ -9,6 +9,7 @@ from .judge import ClassJudge
 from .kid import kid, mmd
 from .nearest import kth_distance, median_interval, nearest
 from .precision_recall import precision_recall
+from .restored import psnr, restored_figures
 
 __all__ = [
     "FIGURES",
@@ -33,4 +34,6 @@ __all__ = [
     "mmd",
     "nearest",
     "precision_recall",
+    "psnr",
+    "restored_figures",
 ]

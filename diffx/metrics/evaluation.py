@@ -7,7 +7,7 @@ compared, and what real data scores under the same measure.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import reduce
 from importlib.metadata import version
@@ -21,10 +21,11 @@ from ..recipes import recipe_of
 from ..recipes.runs import environment
 from .claim import Claim
 from .features import Features
-from .figures import FIGURES, Evidence, figure_names, measure
+from .figures import FIGURES, Evidence, Figure, figure_names, measure
 from .own import own_figures
 from .real import asked_rows, real_items, take
 from .report import write
+from .restored import restored_figures
 
 if TYPE_CHECKING:
     import lightning as L
@@ -60,7 +61,7 @@ def evaluate(
         n: number of samples; the claim's by default, else 1000.
         seed: sample ``i`` is a function of ``seed + i``. The figures' own random choices are always the same.
         guidance: as in ``module.sample``.
-        sampler: replaces the module's own.
+        sampler: replaces the module's own; also on the way back of modules that restore (see `restored_figures`).
         claim: the ``claim`` section of an experiment.
         features: a further extractor; what compares features is computed on it besides pixels, under its name.
         chunk: samples drawn at once.
@@ -75,13 +76,14 @@ def evaluate(
     Raises:
         ValueError: an unreadable claim, n < 1, no training items, samples that are not finite.
     """
-    promise, n = _promised(claim or {}, features, n, data)
+    promise, n = _promised(claim or {}, features, n, (*own_figures(data, {}), *restored_figures(module, {})))
     train, held_out = real_items(data, items)
     cond, labels = requests(module, held_out or train, n, chunk)
     clock = [time.process_time()]
     samples = module.sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk).float().cpu()
     clock.append(time.process_time())
-    figures, skipped = _measured(samples, labels, data, train, held_out or {}, features)
+    more = restored_figures(module, held_out or {}, sampler, chunk)
+    figures, skipped = _measured(samples, labels, data, train, held_out or {}, features, more)
     clock.append(time.process_time())
     verdict = promise.verdict(figures, n, skipped)
     report = {
@@ -113,10 +115,10 @@ def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: in
     return cond, label[rows] if label is not None and len(cond) else None
 
 
-def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None, data: Any) -> tuple[Claim, int]:
-    """The claim, read, and how many samples to draw for it."""
-    own = [name for figure in own_figures(data, {}) for name in figure.names]
-    promise = Claim.parse(claim, {*figure_names(), *figure_names(features), "fid", *own})
+def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None, own: Iterable[Figure]) -> tuple[Claim, int]:
+    """The claim, read, and how many samples to draw for it; ``own`` are the figures of data and module beside those that suit all."""
+    names = [name for figure in own for name in figure.names]
+    promise = Claim.parse(claim, {*figure_names(), *figure_names(features), "fid", *names})
     n = (promise.samples or 1000) if n is None else n
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -124,12 +126,13 @@ def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None
 
 
 def _measured(
-    samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None
-) -> Any:
-    """All figures on pixels, those of the data's own judge, and those that compare features on ``features``; see `metrics.measure`."""
+    samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None,
+    own: Iterable[Figure],
+) -> Any:  # fmt: skip
+    """All figures on pixels, those of data and module, and those that compare features on ``features``; see `metrics.measure`."""
     evidence = Evidence(samples, train["x"], labels, train.get("label"), real.get("x"), real.get("label"))
     prompts = real or train
-    figures, skipped = measure(evidence, (*FIGURES, *own_figures(data, take(prompts, asked_rows(prompts, len(samples))))))
+    figures, skipped = measure(evidence, (*FIGURES, *own_figures(data, take(prompts, asked_rows(prompts, len(samples)))), *own))
     if features is None:
         return figures, skipped
     more, lacking = measure(replace(evidence, features=features), [figure for figure in FIGURES if figure.on_features])

@@ -25,9 +25,10 @@ def table(report: Mapping[str, Any]) -> str:
         real = ", ".join(f"{key.replace('_', '-')} {figure[key]:.3f}" for key in ("floor", "held_out") if key in figure)
         shuffled = f"with shuffled prompts {figure['shuffled']:.3f}" if "shuffled" in figure else ""
         judge = f"on {figure['on']}" if "on" in figure else ""
-        notes = "; ".join(filter(None, [entry.get("reason", ""), f"real: {real}" if real else "", judge, shuffled]))
-        lines.append(f"  {name:<15}{figure['value']:>9.4f}  {entry.get('bound', ''):<18}{met:<7} {notes}".rstrip())
-    lines += [f"  {name:<15}{'-':>9}  {entry['bound']:<18}open    {entry['reason']}" for name, entry in report["verdict"].items()
+        naive = f"the naive way {figure['naive']:.3f}" if "naive" in figure else ""
+        notes = "; ".join(filter(None, [entry.get("reason", ""), f"real: {real}" if real else "", judge, shuffled, naive]))
+        lines.append(f"  {name:<17}{figure['value']:>9.4f}  {entry.get('bound', ''):<18}{met:<7} {notes}".rstrip())
+    lines += [f"  {name:<17}{'-':>9}  {entry['bound']:<18}open    {entry['reason']}" for name, entry in report["verdict"].items()
               if name not in report["figures"]]  # fmt: skip
     if report["claim"]:
         lines.append({True: "the claim is met", False: "the claim is MISSED", None: "no verdict on the claim"}[report["kept"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import rng
 from ..conditions import Cond
-from ..degradations import Degradation, GaussianStart, Improved, Walk, check_degradation
+from ..degradations import Degradation, GaussianStart, Improved, Naive, Walk, check_degradation
 from ..module import Batch, DiffusionModule
 from ..tensors import mean_flat
 
@@ -127,6 +128,15 @@ class ColdDiffusion(DiffusionModule):
             parameters = self.degradation.parameters(z, rng.sample_generators(seed, len(z)))
             for state in self._states(z, level, cond.to(self.device), parameters, sampler):
                 yield self.codec.decode(state).clamp(-1, 1)
+
+    def restorations(self, x: Tensor, cond: Cond = Cond(), *, sampler: Walk | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Data ``(B, *shape)``, wholly degraded and brought back: ``"own"`` by the module's way (or ``sampler``), ``"naive"`` by `Naive`.
+
+        From these `diffx.metrics.evaluate` computes ``psnr``, ``psnr_gain``, ``frechet_ratio`` and ``restored_accuracy``.
+        """
+        ways = {"own": sampler or self.sampler, "naive": Naive()}
+        worst = self.degrade(x, seed=seed)
+        return {name: deque(self.restored(worst, cond, sampler=way, seed=seed), maxlen=1)[0] for name, way in ways.items()}
 
     def _states(self, x: Tensor, level: int, cond: Cond, parameters: Any, sampler: Walk | None) -> Iterator[Tensor]:
         walk: Walk = sampler or self.sampler

@@ -42,6 +42,16 @@ def test_an_oracle_restores_from_any_level(degradation):
             torch.testing.assert_close(states[-1], x, atol=1e-5, rtol=0)
 
 
+def test_restorations_are_both_ways_back_from_the_last_level():
+    module, x = cold(degradation=GaussianMask(4, centred=False)), pictures(4)["x"]
+    found = module.restorations(x, labels(4), seed=3)
+    worst = module.degrade(x, seed=3)
+    for name, way in (("own", None), ("naive", Naive())):
+        *_, last = module.restored(worst, labels(4), sampler=way, seed=3)
+        assert torch.equal(found[name], last)
+    assert torch.equal(module.restorations(x, labels(4), sampler=Naive(), seed=3)["own"], found["naive"])
+
+
 def test_samples_begin_as_degraded_data_look():
     """With nothing learnt the naive way blurs again and again what the start drew: samples keep the mean of their class."""
     module = ColdDiffusion(unet(), shape=(1, 8, 8), degradation=Blur(4))
