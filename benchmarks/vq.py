@@ -1,4 +1,7 @@
-"""The tokenizer of emoji: ``python -m benchmarks.vq`` trains it where nothing is trained and fills docs/techniques/vq.md."""
+"""The tokenizer of emoji: ``python -m benchmarks.vq`` trains it where nothing is trained and fills docs/techniques/vq.md.
+
+A sheet of originals above reconstructions goes to ``runs/emoji-vq.png``, not into the docs: emoji have a licence of their own.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     heads = ["Emoji", "pictures", "PSNR, dB", "PSNR of the worst tenth, at most", f"perplexity (of {size})", "codes in use"]
     fill("techniques/vq.md", "figures", table(heads, rows))
-    media.save(media.grid(torch.cat([items["x"][:SHOWN], back[:SHOWN]]), columns=SHOWN), "docs/images/emoji-vq.png")
+    media.save(media.grid(torch.cat([items["x"][:SHOWN], back[:SHOWN]]), columns=SHOWN), runs / "emoji-vq.png")
     print(*rows, sep="\n")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from .codebook import Codebook
 from .recipes import recorded
 
-__all__ = ["VQ", "KMeansPatches", "PixelLevels", "Tokenizer", "check_ids"]
+__all__ = ["VQ", "DiffusersVQ", "KMeansPatches", "PixelLevels", "Tokenizer", "check_ids"]
 
 
 @runtime_checkable
@@ -144,6 +145,65 @@ class VQ(nn.Module):
     def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
         """``(C, H, W)`` to ``(h, w)``."""
         return _grid(data_shape, self.vae.channels, self.vae.factor)
+
+
+@recorded
+class DiffusersVQ(nn.Module):
+    """The codes of a ``VQModel`` of diffusers, frozen, in float32.
+
+    Args:
+        folder: with its config.json and weights, as ``save_pretrained`` writes them; nothing is downloaded.
+        config: arguments of ``VQModel`` instead, for random weights or for those of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no model in the folder.
+        ValueError: both or neither of ``folder`` and ``config``.
+    """
+
+    def __init__(self, folder: str | Path | None = None, config: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        if (folder is None) == (config is None):
+            raise ValueError(f"DiffusersVQ takes a folder or a config, got folder = {folder!r} and config = {config!r}")
+        from diffusers import VQModel
+
+        if folder is not None and not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(f"no VQModel in {folder}: expected config.json and weights as save_pretrained writes them")
+        made: Any = VQModel(**config) if config is not None else VQModel.from_pretrained(str(folder), local_files_only=True)
+        self.model = made.float().requires_grad_(False).eval()
+        if "_recipe" in self.__dict__ and folder is not None:  # not the folder: the weights come from the checkpoint
+            plain = {name: value for name, value in made.config.items() if not name.startswith("_")}
+            self.__dict__["_recipe"].update(folder=None, config=plain)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.model.config.num_vq_embeddings
+
+    @property
+    def factor(self) -> int:
+        """Pixels per token, along one side."""
+        return 2 ** (len(self.model.config.block_out_channels) - 1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Pictures ``(B, C, H, W)`` to ids ``(B, h, w)``."""
+        size = self.shape(x.shape[1:])
+        flat = self.model.quantize(self.model.encode(x.float()).latents)[2][2]
+        return flat.view(len(x), *size)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Ids to pictures; not clamped.
+
+        Raises:
+            ValueError: ids outside the codebook.
+        """
+        check_ids(z, self.codebook_size)
+        width = self.model.config.vq_embed_dim or self.model.config.latent_channels
+        codes = self.model.quantize.get_codebook_entry(z, (*z.shape, width))
+        return self.model.decode(codes, force_not_quantize=True).sample
+
+    def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
+        """``(C, H, W)`` to ``(h, w)``."""
+        return _grid(data_shape, self.model.config.in_channels, self.factor)
 
 
 @recorded

@@ -94,6 +94,11 @@ def masked_tokens(**options: Any) -> MaskedTokens:
     return MaskedTokens(net, codec=PixelLevels(5), shape=(1, 8, 8), **options)
 
 
+def masked_text() -> MaskedTokens:
+    net = TokenTransformer(5, (8, 8), width=16, depth=1, heads=2, dropout=0.0, tokens={"words": 8})
+    return MaskedTokens(net, codec=PixelLevels(5), shape=(1, 8, 8), text={"words": Words(["red", "blue"], 8, 1, 2)})
+
+
 def paella(**options: Any) -> Paella:
     net = TokenUNet(5, 8, width=16, mults=(1, 2), blocks=1, classes=4)
     return Paella(net, codec=PixelLevels(5), shape=(1, 8, 8), **options)
@@ -207,6 +212,7 @@ TECHNIQUES = {
     "dmd_few_steps": Case(lambda: dmd(discriminator=None, features=None, levels=(80.0, 1.0)), pictures, labels),
     "meanflow": Case(meanflow, pictures, labels),
     "masked_tokens": Case(masked_tokens, pictures, labels),
+    "masked_text": Case(masked_text, captioned, lambda n: Cond(tokens=words(n).tokens)),
     "paella": Case(paella, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
     "knowledge": Case(knowledge, boxed, key_prompts),

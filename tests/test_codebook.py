@@ -10,7 +10,9 @@ import torch
 from diffx.codebook import Codebook
 from diffx.data import Digits
 from diffx.networks import ConvAutoencoder
-from diffx.tokenizers import VQ, KMeansPatches, Tokenizer
+from diffx.recipes import recipe_of
+from diffx.recipes.build import build
+from diffx.tokenizers import VQ, DiffusersVQ, KMeansPatches, Tokenizer
 
 
 def placed(size=4, dim=3, **options):
@@ -134,3 +136,25 @@ def test_numbers_out_of_range_are_refused(options):
         Codebook(**{"size": 4, "dim": 2, **options})
     with pytest.raises(ValueError, match="have length 4, those of the codebook 5"):
         VQ(ConvAutoencoder(1, 4, 8, (1, 2), moments=False), Codebook(6, 5))
+
+
+TINY = {"block_out_channels": (8, 8), "layers_per_block": 1, "latent_channels": 4, "num_vq_embeddings": 12, "norm_num_groups": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}  # fmt: skip
+
+
+def test_a_model_of_diffusers_is_a_tokenizer(tmp_path):
+    torch.manual_seed(0)
+    tokenizer, x = DiffusersVQ(config=TINY), torch.rand(2, 3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        ids = tokenizer.encode(x)
+        assert ids.shape == (2, *tokenizer.shape((3, 16, 24))) == (2, 8, 12)
+        model = tokenizer.model
+        torch.testing.assert_close(tokenizer.decode(ids), model.decode(model.encode(x).latents).sample, atol=1e-5, rtol=0)
+    model.save_pretrained(tmp_path)
+    again = DiffusersVQ(tmp_path)
+    assert torch.equal(again.encode(x), ids) and isinstance(again, Tokenizer)
+    assert build(recipe_of(again)).codebook_size == 12  # the folder may be gone
+    with pytest.raises(FileNotFoundError, match=r"no VQModel in .*nowhere"):
+        DiffusersVQ(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="a folder or a config"):
+        DiffusersVQ()

@@ -13,10 +13,10 @@ from .channels import FirstChannels
 from .contrast import Autoguidance, ClassifierFree, Interval, PerBand, Piecewise, as_guide, classifier_free
 from .correction import DynamicThreshold, Rescale, StaticThreshold
 from .keywords import KeyWordBoost
-from .logits import guided_logits
+from .logits import Rising, guided_logits
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval", "KeyWordBoost",
-    "PerBand", "Piecewise", "Plain", "Rescale", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
+    "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
     "guided_logits",
 ]  # fmt: skip

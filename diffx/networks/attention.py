@@ -159,7 +159,7 @@ class TokenAttention(nn.Module):
         channels: channels C of the queries.
         heads: number of heads.
         sources: token source -> width of its states.
-        norm: of the queries; it stands in front of the query projection, wherever the caller applies it.
+        norm: for the caller to apply, to the queries or behind the residual.
     """
 
     layer = ""  # dotted name, set by the network
@@ -175,8 +175,8 @@ class TokenAttention(nn.Module):
         self.null = nn.Parameter(torch.randn(2 * channels) * channels**-0.5)
         self.out = nn.Linear(channels, channels)
 
-    def read(self, tokens: Tensor, context: Context, grid: tuple[int, ...]) -> Tensor:
-        """What the normalised queries ``tokens`` (B, N, C), one for each position of ``grid``, read from the sources: (B, N, C)."""
+    def read(self, tokens: Tensor, context: Context, grid: tuple[int, ...], n_prefix: int = 0) -> Tensor:
+        """What the queries ``tokens`` (B, N, C), ``n_prefix`` and one for each position of ``grid``, read from the sources: (B, N, C)."""
         q = rearrange(self.query(tokens), "b n (h d) -> b h n d", h=self.heads)
         rows, slices = [self.null.to(q.dtype).expand(len(q), 1, -1)], {"null": slice(0, 1)}
         keys = 1
@@ -185,7 +185,7 @@ class TokenAttention(nn.Module):
             keys += states.shape[1]
             rows.append(self.kv[name](states))
         k, v = rearrange(torch.cat(rows, 1), "b n (two h d) -> two b h n d", two=2, h=self.heads).unbind()
-        site = Site(self.layer, "cross", grid, 0, slices, context.noise)
+        site = Site(self.layer, "cross", grid, n_prefix, slices, context.noise)
         mask = None if context.mask is None else context.mask[:, None, None]
         return self.out(rearrange(attend(q, k, v, site, mask=mask, control=context.control), "b h n d -> b n (h d)"))
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .. import rng
 from ..conditions import Cond
-from ..guidance import guided_logits
+from ..guidance import Rising, guided_logits
 from ..masking import CosineRatio, Logits, MaskLaw, ParallelDecoding, feathered, random_mask, touched
 from ..module import Batch, DiffusionModule
 from ..tokenizers import Tokenizer, check_ids
@@ -35,7 +35,7 @@ class MaskedTokens(DiffusionModule):
         ValueError: codebooks of different size, a mask id inside the codebook, a smoothing out of range.
     """
 
-    trained = averaged = ("net",)
+    trained = averaged = ("net", "text")
 
     def __init__(
         self,
@@ -59,6 +59,12 @@ class MaskedTokens(DiffusionModule):
         self.codes, self.mask = codes, mask
         self.ratio, self.smoothing = ratio, smoothing
         self.sampler: Any = sampler or ParallelDecoding()
+        if self.text is not None:
+            self.text.attach(net)
+
+    def condition(self, batch: Batch) -> Cond:
+        """Class label, sources of text and vectors by name, as far as the data has and the network takes them."""
+        return self.conditions_of(batch, self.net)
 
     def loss(self, batch: Batch, u: Tensor | None = None) -> dict[str, Tensor]:
         """Cross-entropy ``"loss"`` ``(B,)`` in nats, averaged over the hidden tokens of each sample, and the share named right.
@@ -81,16 +87,18 @@ class MaskedTokens(DiffusionModule):
 
         return {"loss": per_sample(entropy), "right": per_sample(right)}
 
-    def logits(self, cond: Cond, guidance: float | Tensor = 1.0) -> Logits:
-        """The network under guidance: ``uncond + scale (cond - uncond)`` on the logits.
+    def logits(self, cond: Cond, guidance: float | Rising = 1.0) -> Logits:
+        """The network under guidance: ``untold + scale (told - untold)`` on the logits; the scale may rise as tokens become known.
 
         Raises:
             ValueError: see `check_guidance`.
         """
         self.check_guidance(guidance, cond)
-        return guided_logits(self.net, cond, guidance)
+        if not isinstance(guidance, Rising):
+            return guided_logits(self.net, cond, guidance)
+        return guided_logits(self.net, cond, lambda ids: guidance.at((ids != self.mask).flatten(1).float().mean(1)))
 
-    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float = 1.0, sampler: ParallelDecoding | None = None,
+    def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Rising = 1.0, sampler: ParallelDecoding | None = None,
                seed: int | None = None, shape: Sequence[int] | None = None, chunk: int | None = None) -> Tensor:  # fmt: skip
         """As in `DiffusionModule.sample`; all tokens are hidden at the start."""
         walk = sampler or self.sampler
@@ -101,7 +109,7 @@ class MaskedTokens(DiffusionModule):
 
         return self.sampled(n, cond, draw, seed=seed, shape=shape, chunk=chunk)
 
-    def edit(self, x: Tensor, mask: Tensor, cond: Cond = Cond(), *, ring: int = 1, feather: int = 0, guidance: float = 1.0,
+    def edit(self, x: Tensor, mask: Tensor, cond: Cond = Cond(), *, ring: int = 1, feather: int = 0, guidance: float | Rising = 1.0,
              sampler: ParallelDecoding | None = None, seed: int = 0) -> Tensor:  # fmt: skip
         """Paint part of pictures anew: inpainting, with `shifted` outpainting, with another class in ``cond`` a change of class.
 
@@ -128,7 +136,7 @@ class MaskedTokens(DiffusionModule):
             found = walk(self.logits(cond.to(self.device), guidance), hidden, self.mask, rng.sample_generators(seed, len(x)))
             return x.lerp(self.codec.decode(found).clamp(-1, 1), feathered(mask, feather))
 
-    def progress(self, n: int, cond: Cond = Cond(), *, guidance: float = 1.0, sampler: ParallelDecoding | None = None,
+    def progress(self, n: int, cond: Cond = Cond(), *, guidance: float | Rising = 1.0, sampler: ParallelDecoding | None = None,
                  seed: int = 0) -> Iterator[Tensor]:  # fmt: skip
         """What is known after each round: pictures ``(n, *shape)``, hidden tokens drawn as code 0. The last are those of `sample`."""
         walk = sampler or self.sampler

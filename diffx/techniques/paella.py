@@ -74,7 +74,7 @@ class Paella(DiffusionModule):
         right = (logits.detach().argmax(-1) == ids).flatten(1)
         return {"loss": (weight * entropy).sum(1) / weight.sum(1), "right": (right * hit).sum(1) / hit.sum(1).clamp_min(1)}
 
-    def logits(self, cond: Cond, guidance: float | Tensor = 1.0) -> LeveledLogits:
+    def logits(self, cond: Cond, guidance: float = 1.0) -> LeveledLogits:
         """The network under guidance: ``untold + scale (told - untold)`` on the logits.
 
         Raises:

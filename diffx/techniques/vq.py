@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import rng
-from ..conditions import Cond
-from ..module import Batch, DiffusionModule, freeze
+from ..module import Batch
 from ..tensors import mean_flat, psnr
 from ..tokenizers import VQ
+from .first_stage import FirstStage
 
 __all__ = ["VQAutoencoder"]
 
 
-class VQAutoencoder(DiffusionModule):
+class VQAutoencoder(FirstStage):
     """Trains a `VQ` tokenizer: reconstruction through a codebook that follows the encoder, which is held to its codes.
 
     The gradient of the decoder's input goes straight to the encoder's output. The codebook has no gradient: it follows by moving averages.
@@ -29,15 +28,12 @@ class VQAutoencoder(DiffusionModule):
         commitment: weight of the encoder's squared distance to its codes.
         entropy: weight of the mean entropy of the soft assignments minus the entropy of their mean: sure of each, even over all. Soft
             assignments are ``softmax(-d^2 / 0.01)`` (Chang et al. 2022, MaskGIT).
-        perceptual: ``(x, y) -> (B,)`` distance that joins the loss; a module is frozen.
-        perceptual_weight: its weight.
-        options: see `DiffusionModule`, except ``text`` and ``drop``, which have no meaning here; ``shape`` is that of a picture.
+        options: see `FirstStage`.
 
     Raises:
-        ValueError: negative weights; a shape that the tokenizer does not take.
+        ValueError: negative weights.
     """
 
-    trained = averaged = ("codec",)
     codec: VQ
 
     def __init__(
@@ -46,18 +42,12 @@ class VQAutoencoder(DiffusionModule):
         *,
         commitment: float = 0.25,
         entropy: float = 0.0,
-        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
-        perceptual_weight: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(codec=codec, text=None, drop=0.0, **options)
-        if min(commitment, entropy, perceptual_weight) < 0:
-            raise ValueError(f"weights must be >= 0, got commitment {commitment}, entropy {entropy}, perceptual {perceptual_weight}")
-        self.codec.shape(self.shape)
-        self.codec.requires_grad_(True)
+        super().__init__(codec=codec, **options)
+        if min(commitment, entropy) < 0:
+            raise ValueError(f"weights must be >= 0, got commitment {commitment} and entropy {entropy}")
         self.commitment, self.entropy = commitment, entropy
-        self.perceptual = freeze(perceptual) if isinstance(perceptual, torch.nn.Module) else perceptual
-        self.perceptual_weight = perceptual_weight
 
     def loss(self, batch: Batch, u: Tensor | None = None) -> dict[str, Tensor]:
         """``"loss"`` and its parts: ``"reconstruction"`` (absolute plus squared error), ``"commitment"``, ``"psnr"`` in dB, each ``(B,)``.
@@ -68,9 +58,7 @@ class VQAutoencoder(DiffusionModule):
         Raises:
             ValueError: the batch holds ids instead of pictures.
         """
-        if "x" not in batch:
-            raise ValueError(f'a tokenizer trains on pictures, batch["x"]; got {sorted(batch)}')
-        x, book = batch["x"], self.codec.codebook
+        x, book = self.pictures(batch), self.codec.codebook
         z = self.codec.vae.encode(x)
         ids = book.nearest(z.detach())
         if self.training:
@@ -84,39 +72,18 @@ class VQAutoencoder(DiffusionModule):
         if self.entropy:
             parts["entropy"] = assignment_entropy(book.distances(z.movedim(1, -1).flatten(0, -2).float()))
             loss = loss + self.entropy * parts["entropy"]
-        if self.perceptual is not None:
-            parts["perceptual"] = self.perceptual(x, y)
-            loss = loss + self.perceptual_weight * parts["perceptual"]
-        return {"loss": loss, **parts}
-
-    def condition(self, batch: Batch) -> Cond:
-        """No conditions."""
-        return Cond()
+        return self.perceived({"loss": loss, **parts}, x, y)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pictures ``(B, C, H, W)`` through their ids and back, clamped to [-1, 1]."""
         with torch.no_grad():
             return self.codec.decode(self.codec.encode(x)).float().clamp(-1, 1)
 
-    def sample(self, n: int, cond: Cond = Cond(), *, guidance: Any = 1.0, sampler: Any = None, seed: int | None = None,
-               shape: Sequence[int] | None = None, chunk: int | None = None) -> Tensor:  # fmt: skip
-        """Decode codes drawn by their use in training, independently at every place: what is left to a token model.
-
-        Raises:
-            ValueError: conditions, guidance or a sampler, of which it knows none.
-        """
-        if len(cond) or guidance != 1 or sampler is not None:
-            raise ValueError(
-                f"a tokenizer samples without conditions, guidance and sampler; got conditions {[*cond.names, *cond.maps]}, "
-                f"guidance = {guidance}, sampler = {sampler}"
-            )
-
-        def draw(size: tuple[int, ...], cond: Cond, generators: Any) -> Tensor:
-            use = self.codec.codebook.count.double().clamp_min(1e-9).cumsum(0)  # before training all alike
-            place = rng.rand(size, generators, device=self.device).double() * use[-1]
-            return torch.searchsorted(use, place, right=True).clamp_max(self.codec.codebook_size - 1)
-
-        return self.sampled(n, cond, draw, seed=seed, shape=shape, chunk=chunk)
+    def latents(self, size: tuple[int, ...], generators: Any) -> Tensor:
+        """Codes drawn by their use in training."""
+        use = self.codec.codebook.count.double().clamp_min(1e-9).cumsum(0)  # before training all alike
+        place = rng.rand(size, generators, device=self.device).double() * use[-1]
+        return torch.searchsorted(use, place, right=True).clamp_max(self.codec.codebook_size - 1)
 
 
 def perplexity(ids: Tensor, size: int) -> Tensor:

@@ -5,8 +5,9 @@ import torch
 from technique_list import labels, masked_tokens, pictures
 
 from diffx import Cond, rng
+from diffx.guidance import Rising
 from diffx.masking import ParallelDecoding
-from diffx.networks import TokenTransformer
+from diffx.networks import AttentionController, TokenTransformer, attention_control
 from diffx.techniques import MaskedTokens
 from diffx.tokenizers import PixelLevels
 
@@ -134,3 +135,38 @@ def test_the_ring_is_found_anew_but_does_not_show():
 def test_masks_that_do_not_fit_are_refused(mask):
     with pytest.raises(ValueError, match=r"mask must be \(B, 1, H, W\) = \(2, 1, 8, 8\) in \[0, 1\], 1 = regenerate"):
         masked_tokens().edit(pictures(2)["x"], mask)
+
+
+def told(n=3):
+    return Cond(tokens={"words": torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(n))})
+
+
+def test_text_is_heard_by_every_layer_and_hidden_text_is_none():
+    torch.manual_seed(0)
+    net = TokenTransformer(5, (8, 8), width=16, depth=2, heads=2, dropout=0.0, tokens={"words": 8})
+    ids = torch.randint(0, 6, (3, 8, 8))
+    torch.testing.assert_close(net(ids, told().hidden()), net(ids), atol=1e-6, rtol=0)
+    assert not torch.allclose(net(ids, told()), net(ids))
+    sites = []
+
+    class Watch(AttentionController):
+        def probs(self, probs, site):
+            sites.append((site.layer, site.kind, site.grid, site.n_prefix, probs.shape[-1]))
+            return probs
+
+    with attention_control(Watch()):
+        watched = net(ids, told())
+    torch.testing.assert_close(watched, net(ids, told()), atol=1e-5, rtol=0)
+    every = [[(f"layers.{i}", "self", (8, 8), 0, 64), (f"layers.{i}.cross", "cross", (8, 8), 0, 5)] for i in range(2)]
+    assert sites == [*every[0], *every[1]]
+
+
+def test_guidance_rises_with_what_is_known():
+    torch.manual_seed(0)
+    module = masked_tokens().eval()
+    ids = torch.randint(0, 5, (3, 8, 8))
+    ids[0], ids[1, :4] = module.mask, module.mask
+    with_, without = module.net(ids, labels(3)), module.net(ids)
+    scales = torch.tensor([1.0, 3.0, 5.0])[:, None, None, None]
+    torch.testing.assert_close(module.logits(labels(3), Rising(5.0))(ids), without + scales * (with_ - without))
+    assert module.sample(2, labels(2), guidance=Rising(3.0), seed=0).shape == (2, 1, 8, 8)
