@@ -1,9 +1,8 @@
 """Mask-ratio laws and parallel decoding: counts, invariances, and a chain whose joint law is known exactly."""
 
-import itertools
-
 import pytest
 import torch
+from chain import STATES, chain_law, frequencies, logits_of
 
 from diffx import rng
 from diffx.masking import (
@@ -77,30 +76,17 @@ def test_ties_do_not_change_the_counts():
     assert [(ids == 3).sum().item() for ids in rounds] == [251, 236, 212, 181, 142, 97, 49, 0]
 
 
-STATES = torch.tensor(list(itertools.product((0, 1), repeat=6)))
-COUPLING = 1.2
-
-
-def chain_law():
-    """Joint law of a chain of six spins with coupling J."""
-    spins = 2 * STATES - 1
-    return (COUPLING * (spins[:, :-1] * spins[:, 1:]).sum(1)).double().softmax(0)
-
-
 def true_logits(ids):
     """Exact conditional law of each token given the known ones, by summing over all 64 states."""
     fits = ((ids[:, None] == STATES) | (ids[:, None] == MASK)).all(-1)
-    weights = fits * chain_law()
-    weights = weights / weights.sum(1, keepdim=True)
-    one = weights @ STATES.double()
-    return torch.stack([1 - one, one], -1).clamp_min(1e-20).log()
+    return logits_of(fits * chain_law())
 
 
 def empirical(steps, n=20_000, ratio=CosineRatio()):
     """Frequencies of the 64 states; the huge noise makes the order random."""
     walk = ParallelDecoding(steps, noise=1e6, ratio=ratio)
     ids = walk(true_logits, torch.full((n, 6), MASK), MASK, torch.Generator().manual_seed(0))
-    return torch.bincount((ids * 2 ** torch.arange(5, -1, -1)).sum(1), minlength=64).double() / n
+    return frequencies(ids)
 
 
 def test_one_token_at_a_time_draws_the_exact_joint_law():

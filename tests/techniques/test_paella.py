@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from chain import STATES, chain_law, frequencies, logits_of
 from technique_list import labels, paella, pictures
 
-from diffx import rng
+from diffx import Cond, rng
 from diffx.networks import TokenUNet
 from diffx.renoising import Renoising, spoilt, typical
 from diffx.techniques import Paella
@@ -77,6 +78,55 @@ def test_the_codes_of_the_start_come_back():
         assert torch.equal(share, torch.full((3,), 1 - i / 5))
         assert torch.equal(ids[ids != 0], codes[ids != 0])
         assert ((ids != 0).double().mean() - (1 - i / 5)).abs() < 0.03
+
+
+def true_logits(ids, share):
+    """Exact posterior law of every token of a chain, each token being random with probability ``share``, by summing over all states."""
+    random = share.double()[:, None, None] / 2
+    likelihood = torch.where(ids[:, None] == STATES, 1 - random, random).prod(-1)
+    return logits_of(likelihood * chain_law())
+
+
+def test_with_the_true_posterior_rounds_bring_the_joint_law_near():
+    """One round draws the tokens independently of each other. Many rounds nearly undo that; a rest is left."""
+    codes = torch.randint(0, 2, (20_000, 6), generator=torch.Generator().manual_seed(0))
+
+    def distance(steps):
+        ids = Renoising(steps, (1.0, 1.0))(true_logits, codes, codes, generator=torch.Generator().manual_seed(1))
+        return (frequencies(ids) - chain_law()).abs().sum() / 2
+
+    one, three, twelve = (distance(steps) for steps in (1, 3, 12))
+    assert one > 0.6 and 0.2 < three < 0.4 and twelve < 0.1
+
+
+def test_two_rounds_of_a_lone_token_draw_its_exact_law():
+    """What is seen in the second round is the token spoilt as in training, whatever stood there at the start."""
+    law = torch.tensor([0.6, 0.3, 0.1]).double()
+
+    def posterior(ids, share):
+        same = torch.nn.functional.one_hot(ids, 3)
+        return (law * ((1 - share[:, None, None].double()) * same + share[:, None, None].double() / 3)).log()
+
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 3, (60_000, 1), generator=generator)
+    drawn = Renoising(2, (1.0, 1.0))(posterior, codes, codes, generator=generator)
+    error = 4 * (law * (1 - law) / 60_000).sqrt()
+    assert ((drawn.flatten().bincount() / 60_000 - law).abs() < error).all()
+
+
+def test_guidance_mixes_logits_and_ends_in_both_branches():
+    torch.manual_seed(0)
+    module = paella().eval()
+    for weight in module.net.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    ids, share = torch.randint(0, 5, (3, 8, 8)), torch.tensor([0.2, 0.6, 1.0])
+    told, untold = module.net(ids, share, labels(3)), module.net(ids, share)
+    assert (told - untold).abs().max() > 1e-3
+    torch.testing.assert_close(module.logits(labels(3), 3.0)(ids, share), untold + 3 * (told - untold))
+    torch.testing.assert_close(module.logits(labels(3), 0.0)(ids, share), untold)
+    torch.testing.assert_close(module.net(ids, share, Cond(label=torch.full((3,), 4))), untold)  # the null label
+    with pytest.raises(ValueError, match=r"guidance = 2\.0 needs conditions"):
+        module.sample(2, guidance=2.0)
 
 
 def test_temperature_moves_from_first_to_last():
