@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, UNet, UViT
+from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, SpaceToDepth, UNet, UViT, VideoUNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -124,6 +124,19 @@ NETWORKS = {
             maps={"low_res": 3, "mask": 1},
             other_sizes="stretch",
         )
+    ),
+    "deep_pixels": Case(lambda: SpaceToDepth(UNet(12, 24, **SMALL, classes=4, maps={"low_res": 12}))),
+    "video_unet": Case(lambda: VideoUNet(UNet(3, **SMALL), heads=2), shape=(3, 4, 8, 8)),
+    "video_unet_all": Case(
+        lambda: VideoUNet(
+            UNet(3, 6, **SMALL, classes=4, vectors={"size": 2}, tokens={"t5": 12, "clip": 7}, maps={"low_res": 3, "mask": 1}),
+            attention_levels=(-1,),
+            conv_levels=None,
+        ),
+        shape=(3, 4, 8, 8),
+    ),
+    "video_ddpmpp": Case(
+        lambda: SpaceToDepth(VideoUNet(SongUNet(12, **SMALL, classes=4), heads=2)), shape=(3, 3, 8, 8), fresh_zero=False
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "prior": Case(

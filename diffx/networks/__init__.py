@@ -8,10 +8,12 @@ from .mlp import MLP
 from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
+from .space_to_depth import SpaceToDepth
 from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
 from .uvit import UViT
+from .video_unet import VideoUNet
 
 __all__ = [
     "MLP",
@@ -23,10 +25,12 @@ __all__ = [
     "PriorTransformer",
     "Site",
     "SongUNet",
+    "SpaceToDepth",
     "TokenTransformer",
     "TokenUNet",
     "UNet",
     "UViT",
+    "VideoUNet",
     "attention_control",
     "levels_at",
 ]
