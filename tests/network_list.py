@@ -135,9 +135,7 @@ NETWORKS = {
         ),
         shape=(3, 4, 8, 8),
     ),
-    "video_ddpmpp": Case(
-        lambda: SpaceToDepth(VideoUNet(SongUNet(12, **SMALL, classes=4), heads=2)), shape=(3, 3, 8, 8), fresh_zero=False
-    ),
+    "video_ddpmpp": Case(lambda: SpaceToDepth(VideoUNet(SongUNet(12, **SMALL, classes=4), heads=2)), shape=(3, 3, 8, 8), fresh_zero=False),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "prior": Case(
         lambda: PriorTransformer(6, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, vectors={"size": 2}),

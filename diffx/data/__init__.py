@@ -16,10 +16,11 @@ from .pictures import PictureReader, size_crop
 from .shapes import Shapes, ShapesOracle
 from .shards import Shards
 from .source import Batch, Items, Source
+from .video import MovingDigits, MovingShapes
 
 __all__ = [
     "Annotated", "Annotation", "AnnotationFile", "Annotator", "Arrays", "Batch", "BucketOrder", "Buckets", "DataModule", "Detection",
-    "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureItems", "PictureModule", "PictureReader",
-    "Placed", "Shapes", "ShapesOracle", "Shards", "Source", "TorchvisionSet", "annotate", "equal_area_buckets", "grid_buckets", "normalise",
-    "shard", "size_crop", "split", "stream",
+    "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "MovingDigits", "MovingShapes", "Order", "PictureItems",
+    "PictureModule", "PictureReader", "Placed", "Shapes", "ShapesOracle", "Shards", "Source", "TorchvisionSet", "annotate",
+    "equal_area_buckets", "grid_buckets", "normalise", "shard", "size_crop", "split", "stream",
 ]  # fmt: skip

@@ -7,19 +7,23 @@ from .figures import FIGURES, Evidence, Figure, Unsuited, figure_names, measure
 from .frechet import Moments, frechet
 from .judge import ClassJudge
 from .kid import kid, mmd
+from .motion import MOTION, ClipFeatures, Motion, motion
 from .nearest import kth_distance, median_interval, nearest
 from .precision_recall import precision_recall
 from .restored import psnr, restored_figures
 
 __all__ = [
     "FIGURES",
+    "MOTION",
     "Bound",
     "Claim",
     "ClassJudge",
+    "ClipFeatures",
     "Evidence",
     "Features",
     "Figure",
     "Moments",
+    "Motion",
     "Pixels",
     "TorchScript",
     "Unsuited",
@@ -32,6 +36,7 @@ __all__ = [
     "measure",
     "median_interval",
     "mmd",
+    "motion",
     "nearest",
     "precision_recall",
     "psnr",

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data import Annotated, Emoji, Shapes
 from .figures import Evidence, Figure, Results, Unsuited
+from .motion import MOTION
 from .retrieval import retrieval_figure
 from .shapes_judge import NAMES, shapes_figure
 
@@ -16,14 +17,14 @@ __all__ = ["own_figures"]
 
 @singledispatch
 def own_figures(data: Any, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
-    """The figures of a DataModule's own judge; none, unless its class is registered here.
+    """The figures of a DataModule's own judge, where its class is registered here; of any other, those of motion if it gives clips.
 
     Args:
         data: the DataModule.
         asked: the real items, in the order of the samples, whose conditions the samples were asked to show: names -> columns as in its
             batches. Empty where only the names of the figures are wanted.
     """
-    return ()
+    return MOTION if len(getattr(data, "shape", ())) == 4 else ()
 
 
 @own_figures.register

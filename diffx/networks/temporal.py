@@ -90,8 +90,10 @@ class TemporalAttention(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """Convolution over frames behind convolutions over space: together a pseudo-three-dimensional one (Ho et al. 2022, Imagen Video,
-    arXiv:2210.02303). A fresh one hands every frame on as it is. Frames beyond the ends of a clip count as zero, still pictures as ends.
+    """Convolution over frames, behind convolutions over space: together a pseudo-three-dimensional one.
+
+    As in Imagen Video (Ho et al. 2022, arXiv:2210.02303). A fresh one hands every frame on as it is. Frames beyond the ends of a clip count
+    as zero, still pictures as ends.
 
     Args:
         channels: channels C of the map ``(B T, C, H, W)``.

@@ -38,9 +38,10 @@ class VideoUNet(nn.Module):
 
     Args:
         image: the network over pictures. It is copied, fresh or trained, and named ``image`` in the new one.
-        attention_levels: levels whose blocks are followed by attention over time, counted from 0 = full resolution, -1 = lowest; None = all.
-            The middle has it when there is any.
-        conv_levels: levels whose blocks are followed by a convolution over time, counted alike; None = all. The middle counts as the lowest.
+        attention_levels: levels whose blocks are followed by attention over time, counted from 0 = full resolution, -1 = lowest; None =
+            all. The middle has it when there is any.
+        conv_levels: levels whose blocks are followed by a convolution over time, counted alike; None = all. The middle counts as
+            the lowest.
         head_dim: channels per head of the attention over time.
         heads: number of heads; None = from ``head_dim``.
         buckets: classes of distances between frames, see `relative_bucket`.

@@ -122,7 +122,7 @@ def test_the_bias_belongs_to_the_key_ahead():
     assert bias[0, 0, 1, 3] == 2 * relative_bucket(torch.tensor(2))  # query 1, key 3: two frames ahead
 
 
-@pytest.mark.parametrize("channels, heads", [(32, 1), (64, 4)])
+@pytest.mark.parametrize(("channels", "heads"), [(32, 1), (64, 4)])
 def test_parameters_of_a_layer_over_time(channels, heads):
     c = channels
     assert sum(p.numel() for p in TemporalAttention(c, heads).parameters()) == 2 * c + 3 * c**2 + 3 * c + c**2 + c + heads * 32
@@ -161,7 +161,7 @@ def test_attention_over_time_is_seen_by_controllers():
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"attention_levels": (), "conv_levels": ()}, "never meet"),
         ({"attention_levels": (8,)}, "counts the 2 levels"),

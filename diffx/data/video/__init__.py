@@ -1,0 +1,7 @@
+"""Clips: drawn on demand, with exact positions, and from files."""
+
+from .moving_digits import MovingDigits
+from .moving_shapes import MovingShapes
+from .paths import bounce, direction
+
+__all__ = ["MovingDigits", "MovingShapes", "bounce", "direction"]
