@@ -47,7 +47,9 @@ def test_gaps_are_filled_and_coarse_frames_stay(factor, frames):
     coarse = torch.randn(1000, 1, 1, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 6)
     for i in range(1, 6):  # an AR(1) process seen at every factor-th place
         rho = RHO**factor
-        coarse[:, :, i] = rho * coarse[:, :, i - 1] + (1 - rho**2) ** 0.5 * torch.randn(1000, 1, generator=torch.Generator().manual_seed(10 + i))
+        coarse[:, :, i] = rho * coarse[:, :, i - 1] + (1 - rho**2) ** 0.5 * torch.randn(
+            1000, 1, generator=torch.Generator().manual_seed(10 + i)
+        )
     whole = infilled(oracle, coarse, factor, frames)
     assert whole.shape == (1000, 1, 5 * factor + 1) and torch.equal(whole[:, :, ::factor], coarse)
     whole = whole[:, 0].double()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -78,7 +79,7 @@ class VideoUNet(nn.Module):
         if not attending and not convolving:
             raise ValueError("without any attention or convolution over time the frames never meet; name at least one level")
 
-        def with_time(block: Block, attends: bool, convolves: bool) -> Block:
+        def with_time(block: Any, attends: bool, convolves: bool) -> nn.Module:
             width = block.res.conv2.out_channels
             conv = TemporalConv(width, kernel=kernel) if convolves else None
             attention = None
@@ -86,7 +87,7 @@ class VideoUNet(nn.Module):
                 attention = TemporalAttention(width, count_heads(width, head_dim, heads), buckets=buckets, furthest=furthest)
             return VideoBlock(block, conv, attention) if attends or convolves else block
 
-        body = self.image.body
+        body: Any = self.image.body
         for level in everywhere:
             for row in (body.encoder[level], body.decoder[count - 1 - level]):
                 for i, block in enumerate(row):

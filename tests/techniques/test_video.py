@@ -67,10 +67,8 @@ def test_known_values_are_shown_noised_and_answered_with():
         seen.append(x)
         return 10 * x
 
-    out = replaced(denoise, known, mask, lambda: torch.ones(1, 2))(torch.tensor([[5.0, 7.0]]), torch.tensor([3.0]))
-    assert seen[0].tolist() == [[5.0, 7.0]] and out.tolist() == [[2.0, 70.0]]  # 2 + 3 * 1 = 5 by chance of the numbers
-    replaced(denoise, known, mask, lambda: torch.full((1, 2), 2.0))(torch.tensor([[5.0, 7.0]]), torch.tensor([3.0]))
-    assert seen[1].tolist() == [[8.0, 7.0]]
+    out = replaced(denoise, known, mask, lambda: torch.ones(1, 2))(torch.tensor([[-4.0, 7.0]]), torch.tensor([3.0]))
+    assert seen[0].tolist() == [[3.0 + 2.0, 7.0]] and out.tolist() == [[2.0, 70.0]]
 
 
 def test_completing_a_gaussian_gives_its_conditional_law():
@@ -132,8 +130,7 @@ def test_training_shows_first_frames_and_any_frames():
     known = cond.maps["known"][:, 0, :, 0, 0]
     assert torch.equal(cond.maps["given"], x * known[:, None, :, None, None])
     counts = known.sum(1)
-    assert torch.allclose(counts.bincount(minlength=3).double() if counts.dtype == torch.int64 else
-                          counts.long().bincount(minlength=3).double(), torch.full((3,), 2000 / 3, dtype=torch.float64), atol=90)  # fmt: skip
+    torch.testing.assert_close(counts.long().bincount(minlength=3) / 2000, torch.full((3,), 1 / 3), atol=0.045, rtol=0)
     one = known[counts == 1]
     assert one[:, 0].mean() == pytest.approx(0.5 + 0.5 / 3, abs=0.06)
 
@@ -154,18 +151,20 @@ def test_completing_keeps_what_is_known(shown):
     x, known = clips(3)["x"], torch.tensor([True, False, False])
     whole = module.complete(x, known, labels(3), seed=5)
     torch.testing.assert_close(whole[:, :, 0], x[:, :, 0], atol=1e-6, rtol=0)
-    assert whole.shape == x.shape and torch.equal(whole, module.complete(x, known, labels(3), seed=5, chunk=2))
+    assert whole.shape == x.shape
+    torch.testing.assert_close(module.complete(x, known, labels(3), seed=5, chunk=2), whole, atol=1e-5, rtol=0)
     other = module.complete(-x, known, labels(3), seed=5)
     assert (other[:, :, 1:] - whole[:, :, 1:]).abs().max() > 1e-3
     by_row = module.complete(x, torch.stack([known, known, ~known]), labels(3), seed=5)
-    assert torch.equal(by_row[:2], whole[:2]) and torch.allclose(by_row[2, :, 1:], x[2, :, 1:], atol=1e-6)
+    torch.testing.assert_close(by_row[:2], whole[:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(by_row[2, :, 1:], x[2, :, 1:], atol=1e-6, rtol=0)
 
 
 def test_nothing_known_is_plain_sampling():
     module = awake(video())
     plain = module.sample(2, labels(2), seed=3)
     open_ended = module.complete(torch.zeros(2, 1, 3, 8, 8), torch.zeros(3, dtype=torch.bool), labels(2), seed=3)
-    torch.testing.assert_close(open_ended, plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(open_ended, plain, atol=1e-5, rtol=0)
 
 
 def test_clips_are_continued_and_filled():
@@ -186,7 +185,7 @@ def test_a_frame_rate_is_raised_from_every_second_frame():
     batch = clips(2, 4)
     cond = module.condition(batch)
     assert cond.maps["low_res"].shape == (2, 1, 2, 4, 4)
-    told = module.enlarged(cond, (1, 4, 8, 8))
+    told = module.enlarged(cond, (2, 1, 4, 8, 8))
     assert told.maps["low_res"].shape == (2, 1, 4, 8, 8)
     assert torch.equal(told.maps["low_res"][:, :, 0], told.maps["low_res"][:, :, 1])
     assert told.maps["original"][0, 0, :, 0, 0].tolist() == [1, 0, 1, 0]

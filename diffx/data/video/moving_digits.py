@@ -74,7 +74,8 @@ class MovingDigits(DataModule):
     """Clips of one handwritten digit of `Digits` that moves with constant speed and bounces off the walls.
 
     No files: every clip is a pure function of (world, index). A start inside the walls and a velocity of at most ``speed`` along each axis
-    are drawn uniformly; places are rounded to whole pixels, so a digit never changes its shape or its brightness. Training and validation have different digits and different motions. Batches hold
+    are drawn uniformly; places are rounded to whole pixels, so a digit never changes its shape or its brightness. Training and validation
+    have different digits and different motions. Batches hold
 
     | name | value |
     |---|---|
