@@ -12,6 +12,7 @@ from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
 from .uvit import UViT
+from .wave_unet import WaveUNet
 
 __all__ = [
     "MLP",
@@ -27,6 +28,7 @@ __all__ = [
     "TokenUNet",
     "UNet",
     "UViT",
+    "WaveUNet",
     "attention_control",
     "levels_at",
 ]
