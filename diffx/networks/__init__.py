@@ -3,6 +3,7 @@
 from .attention import AttentionController, Site, attention_control
 from .autoencoder import ConvAutoencoder
 from .border import Conditions
+from .control import added_control
 from .dit import DiT
 from .mlp import MLP
 from .prior_transformer import PriorTransformer
@@ -29,6 +30,7 @@ __all__ = [
     "UNet",
     "UViT",
     "WaveUNet",
+    "added_control",
     "attention_control",
     "levels_at",
 ]
