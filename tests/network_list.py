@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, SpaceToDepth, UNet, UViT, VideoUNet
+from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, SpaceToDepth, UNet, UViT, VideoUNet, WaveUNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -136,6 +136,23 @@ NETWORKS = {
         shape=(3, 4, 8, 8),
     ),
     "video_ddpmpp": Case(lambda: SpaceToDepth(VideoUNet(SongUNet(12, **SMALL, classes=4), heads=2)), shape=(3, 3, 8, 8), fresh_zero=False),
+    "wave_unet": Case(lambda: WaveUNet(2, widths=(8, 12, 16), factors=(2, 3), blocks=(1, 2, 1)), shape=(2, 24)),
+    "wave_unet_all": Case(
+        lambda: WaveUNet(
+            1,
+            2,
+            widths=(8, 16),
+            factors=(4,),
+            attention_levels=(0, 1),
+            cross_levels=(1,),
+            classes=4,
+            vectors={"pitch": 3},
+            tokens={"t5": 12, "clip": 7},
+            maps={"low_rate": 1, "known": 2},
+            head_dim=8,
+        ),
+        shape=(1, 32),
+    ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "prior": Case(
         lambda: PriorTransformer(6, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, vectors={"size": 2}),

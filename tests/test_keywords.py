@@ -218,7 +218,7 @@ def test_in_joint_attention_only_the_picture_looks_harder():
     from diffx.guidance.keywords import _Booster
 
     site = Site("joint", "joint", (2, 2), 0, {"grid": slice(0, 4), "t5": slice(4, 7)}, torch.zeros(1))
-    booster = _Booster(KeyWordBoost(1.0), [[TokenSpan("dog", "t5", 1, 2)]], None)
+    booster = _Booster(KeyWordBoost(1.0), [[TokenSpan("dog", "t5", 1, 2)]])
     gain = booster.scores(torch.zeros(1, 2, 7, 7), site)[0, 0]
     expected = torch.zeros(7, 7)
     expected[:4, 5] = math.log(2)

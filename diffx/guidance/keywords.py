@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..conditions import Cond
 from ..denoiser import Denoiser
-from ..networks.attention import AttentionController, Site, active_controller, attention_control
+from ..networks.attention import AttentionController, Site
+from ..networks.control import key_mask, picture_queries
 from ..recipes import recorded
+from .controlled import ControlledDenoiser
 
 __all__ = ["BoostedDenoiser", "KeyWordBoost"]
 
@@ -58,8 +59,8 @@ class KeyWordBoost:
         return scores * (1 + self.weight * key)
 
 
-class BoostedDenoiser:
-    """Stands for a denoiser; see `KeyWordBoost`. All it does not do itself, the denoiser does.
+class BoostedDenoiser(ControlledDenoiser):
+    """Stands for a denoiser; see `KeyWordBoost`.
 
     Args:
         denoiser: the denoiser.
@@ -67,58 +68,32 @@ class BoostedDenoiser:
     """
 
     def __init__(self, denoiser: Denoiser, boost: KeyWordBoost) -> None:
-        self.denoiser, self.boost = denoiser, boost
+        super().__init__(denoiser)
+        self.boost = boost
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.denoiser, name)
-
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = Cond()) -> Tensor:
-        """The estimate of clean data, as `Denoiser.forward`."""
-        return self.denoiser.assemble(x, sigma, self.raw(x, sigma, cond)[0])
-
-    def raw(self, x: Tensor, sigma: Tensor, cond: Cond = Cond(), **inputs: Any) -> tuple[Tensor, Any]:
-        """The network's own output, as `Denoiser.raw`."""
-        if not cond.spans:
-            return self.denoiser.raw(x, sigma, cond, **inputs)
-        with attention_control(_Booster(self.boost, cond.spans, active_controller())):
-            return self.denoiser.raw(x, sigma, cond, **inputs)
+    def controller(self, x: Tensor, sigma: Tensor, cond: Cond) -> AttentionController | None:
+        return _Booster(self.boost, cond.spans) if cond.spans else None
 
 
 class _Booster(AttentionController):
-    """Acts for one call of a network, before the controller (``outer``) that was there already."""
+    """Acts for one call of a network."""
 
-    def __init__(self, boost: KeyWordBoost, spans: Sequence[Any], outer: AttentionController | None) -> None:
-        self.boost, self.spans, self.outer = boost, spans, outer
+    def __init__(self, boost: KeyWordBoost, spans: Sequence[Any]) -> None:
+        self.boost, self.spans = boost, spans
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def wants(self, site: Site) -> bool:
-        own = site.kind != "self" and bool(self._sources(site))
-        return own or (self.outer is not None and self.outer.wants(site))
+        return site.kind != "self" and any(span.source in site.key_slices for row in self.spans for span in row or ())
 
     def scores(self, scores: Tensor, site: Site) -> Tensor:
-        if site.kind != "self" and self._sources(site):
-            scores = self.boost.boosted(scores, self._mask(site, scores))
-        return self.outer.scores(scores, site) if self.outer is not None and self.outer.wants(site) else scores
-
-    def probs(self, probs: Tensor, site: Site) -> Tensor:
-        return self.outer.probs(probs, site) if self.outer is not None and self.outer.wants(site) else probs
-
-    def _sources(self, site: Site) -> set[str]:
-        return {span.source for row in self.spans for span in row or ()} & set(site.key_slices)
+        return self.boost.boosted(scores, self._mask(site, scores))
 
     def _mask(self, site: Site, scores: Tensor) -> Tensor:
-        """(B, 1, queries or 1, keys) bool: the key tokens, for queries that belong to the picture."""
+        """(B, 1, queries or 1, keys) bool: the key tokens, in joint attention for queries that belong to the data."""
         queries, keys = scores.shape[-2:]
         name = (site.kind, queries, keys, *((source, part.start, part.stop) for source, part in site.key_slices.items()))
         if name not in self._masks:
-            mask = torch.zeros(len(self.spans), 1, 1, keys, dtype=torch.bool)
-            for number, row in enumerate(self.spans):
-                for span in row or ():
-                    if (part := site.key_slices.get(span.source)) is not None:
-                        mask[number, ..., part.start + span.start : min(part.start + span.stop, part.stop)] = True
-            if site.kind == "joint":
-                picture = torch.zeros(queries, 1, dtype=torch.bool)
-                picture[site.key_slices["grid"]] = True
-                mask = mask & picture
+            mask = key_mask(self.spans, site, keys)
+            mask = mask & picture_queries(site, queries)[:, None] if site.kind == "joint" else mask
             self._masks[name] = mask.to(scores.device)
         return self._masks[name]

@@ -9,8 +9,10 @@ from .judge import ClassJudge
 from .kid import kid, mmd
 from .motion import MOTION, ClipFeatures, Motion, motion
 from .nearest import kth_distance, median_interval, nearest
+from .pitch_judge import PitchJudge
 from .precision_recall import precision_recall
 from .restored import psnr, restored_figures
+from .sound import LogMel, log_spectral_distance, multi_resolution_stft, si_sdr, spectral_convergence
 
 __all__ = [
     "FIGURES",
@@ -22,8 +24,10 @@ __all__ = [
     "Evidence",
     "Features",
     "Figure",
+    "LogMel",
     "Moments",
     "Motion",
+    "PitchJudge",
     "Pixels",
     "TorchScript",
     "Unsuited",
@@ -33,12 +37,16 @@ __all__ = [
     "frechet",
     "kid",
     "kth_distance",
+    "log_spectral_distance",
     "measure",
     "median_interval",
     "mmd",
     "motion",
+    "multi_resolution_stft",
     "nearest",
     "precision_recall",
     "psnr",
     "restored_figures",
+    "si_sdr",
+    "spectral_convergence",
 ]

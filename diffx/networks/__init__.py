@@ -3,6 +3,7 @@
 from .attention import AttentionController, Site, attention_control
 from .autoencoder import ConvAutoencoder
 from .border import Conditions
+from .control import added_control
 from .dit import DiT
 from .mlp import MLP
 from .prior_transformer import PriorTransformer
@@ -14,6 +15,7 @@ from .token_unet import TokenUNet
 from .unet import UNet, levels_at
 from .uvit import UViT
 from .video_unet import VideoUNet
+from .wave_unet import WaveUNet
 
 __all__ = [
     "MLP",
@@ -31,6 +33,8 @@ __all__ = [
     "UNet",
     "UViT",
     "VideoUNet",
+    "WaveUNet",
+    "added_control",
     "attention_control",
     "levels_at",
 ]
