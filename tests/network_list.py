@@ -95,6 +95,10 @@ NETWORKS = {
             3, 6, size=8, width=32, depth=2, heads=4, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, other_sizes="count"
         )
     ),
+    "dit_clips": Case(
+        lambda: DiT(3, size=(4, 8, 8), patch=(2, 2, 2), width=16, depth=1, heads=2, maps={"known": 1}, other_sizes="stretch"),
+        shape=(3, 4, 8, 8),
+    ),
     "dit_text": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, other_sizes="stretch")),
     "rin": Case(lambda: RIN(3, **SMALL_RIN, other_sizes="stretch"), carry=(4, 16)),
     "rin_all": Case(
@@ -110,6 +114,9 @@ NETWORKS = {
             other_sizes="stretch",
         ),
         carry=(4, 16),
+    ),
+    "rin_clips": Case(
+        lambda: RIN(3, **{**SMALL_RIN, "size": (4, 8, 8), "patch": (1, 4, 4)}, other_sizes="stretch"), shape=(3, 4, 8, 8), carry=(4, 16)
     ),
     "uvit": Case(lambda: UViT(3, **SMALL_UVIT, other_sizes="stretch")),
     "uvit_all": Case(

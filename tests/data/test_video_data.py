@@ -87,3 +87,14 @@ def test_shapes_stand_in_their_boxes():
 def test_numbers_out_of_range(make, options):
     with pytest.raises(ValueError, match="positive"):
         make(**options)
+
+
+def test_shrunken_clips_are_every_second_frame_of_smaller_pictures():
+    from diffx.resizing import shrink
+
+    full, small = (fetched(MovingDigits(shrink=by), 20) for by in ((1, 1, 1), (2, 2, 2)))
+    assert small["x"].shape == (20, 1, 4, 8, 8) and torch.equal(small["positions"], full["positions"])
+    for t in range(4):
+        torch.testing.assert_close(small["x"][:, :, t], shrink(full["x"][:, :, 2 * t], 2))
+    with pytest.raises(ValueError, match="shrink must divide"):
+        MovingDigits(shrink=(3, 1, 1))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from ...recipes import recorded
+from ...resizing import factors_of, shrink
 from ..digits import Digits
 from ..module import DataModule
 from ..shapes.scenes import uniforms
@@ -28,6 +31,7 @@ class MovingDigitSource:
         size: (height, width) in pixels.
         frames: frames per clip.
         speed: top speed along each axis, pixels per frame.
+        shrink: factors by which frames, height and width are fewer.
         key: names the set of clips.
     """
 
@@ -35,10 +39,10 @@ class MovingDigitSource:
 
     def __init__(
         self, digits: torch.Tensor, label: torch.Tensor, items: int, size: tuple[int, int], frames: int, speed: float,
-        key: tuple[int | str, ...],
+        shrink: tuple[int, int, int], key: tuple[int | str, ...],
     ) -> None:  # fmt: skip
         self.digits, self.label, self.items, self.size = digits, label, items, size
-        self.frames, self.speed, self.key = frames, speed, key
+        self.frames, self.speed, self.shrink, self.key = frames, speed, shrink, key
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -61,7 +65,7 @@ class MovingDigitSource:
             places.append(path)
             told.append(f"a {NAMES[int(self.label[digit])]} {direction(velocity, self.speed)}")
         return {
-            "x": x,
+            "x": shrink(x, self.shrink),
             "index": torch.from_numpy(indices),
             "label": self.label[torch.tensor(chosen)],
             "text": told,
@@ -89,6 +93,8 @@ class MovingDigits(DataModule):
         size: side of the square, or (height, width), in pixels, at least 8.
         frames: frames T per clip.
         speed: top speed along each axis, pixels per frame.
+        shrink: show every n-th frame, and sides n times smaller: factors of frames, height and width. What the lower stages of a cascade
+            are trained on; see `diffx.resizing.shrink`. Positions stay those of all frames at full size.
         items: number of training clips.
         val_items: number of validation clips.
         world: names the set of clips.
@@ -100,14 +106,18 @@ class MovingDigits(DataModule):
 
     def __init__(
         self, batch_size: int = 16, *, size: int | tuple[int, int] = 16, frames: int = 8, speed: float = 2.0, items: int = 20_000,
-        val_items: int = 500, world: int = 0, num_workers: int = 0, seed: int = 0,
+        val_items: int = 500, shrink: Sequence[int] = (1, 1, 1), world: int = 0, num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(batch_size, num_workers=num_workers, seed=seed)
         height, width = (size, size) if isinstance(size, int) else size
         if min(height, width) < SIDE or frames < 1 or speed < 0 or items < 1 or val_items < 0:
             raise ValueError(f"size must be at least {SIDE}, frames and items positive, speed and val_items not negative; "
                              f"got {size}, {frames}, {items}, {speed} and {val_items}")  # fmt: skip
+        by = factors_of(tuple(shrink), 3)
+        if frames % by[0] or height % by[1] or width % by[2]:
+            raise ValueError(f"shrink must divide frames and sides, {frames}, {height} and {width}; got {list(shrink)}")
         self.size, self.frames, self.speed, self.world = (height, width), frames, speed, world
+        self.shrink = by[0], by[1], by[2]
         self.items, self.val_items = items, val_items
 
     def sources(self) -> tuple[MovingDigitSource, MovingDigitSource | None]:
@@ -116,6 +126,6 @@ class MovingDigits(DataModule):
 
         def source(digits: object, items: int, role: str) -> MovingDigitSource:
             x, label = digits.x, digits.label  # type: ignore[attr-defined]
-            return MovingDigitSource(x, label, items, self.size, self.frames, self.speed, (role, self.world))
+            return MovingDigitSource(x, label, items, self.size, self.frames, self.speed, self.shrink, (role, self.world))
 
         return source(train, self.items, "train"), source(val, self.val_items, "val") if self.val_items else None
