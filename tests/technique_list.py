@@ -11,7 +11,7 @@ from diffx.augment import AugmentPipe
 from diffx.codebook import Codebook
 from diffx.codecs import KL, Standardised
 from diffx.degradations import Blur, GaussianMask
-from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, X0Precond
+from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, VPrecond, X0Precond
 from diffx.distances import ObjectRegions
 from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
@@ -74,7 +74,7 @@ def rin(**options: Any) -> RINDiffusion:
 
 
 def progressive(teacher: Denoiser | None = None, **options: Any) -> ProgressiveDistillation:
-    return ProgressiveDistillation(teacher or Denoiser(unet()), shape=(1, 8, 8), **{"teacher_steps": 4, "iterations": 8, **options})
+    return ProgressiveDistillation(teacher or Denoiser(unet()), **{"shape": (1, 8, 8), "teacher_steps": 4, "iterations": 8, **options})
 
 
 def consistency(**options: Any) -> ConsistencyDistillation:
@@ -234,6 +234,7 @@ TECHNIQUES = {
     "cold": Case(cold, pictures, labels),
     "cold_mask": Case(lambda: cold(degradation=GaussianMask(4, centred=False)), pictures, labels),
     "video": Case(video, clips, labels),
+    "video_progressive": Case(lambda: progressive(Denoiser(VideoUNet(unet(), heads=2), VPrecond()), shape=(1, 3, 8, 8)), clips, labels),
     "video_stills": Case(lambda: video(stills=2), clips, labels),
     "video_shown": Case(lambda: video(shown=True), clips, labels),
     "video_frame_rate": Case(frame_rate, lambda n: clips(n, 4), lambda n: replace(labels(n), maps={"low_res": torch.zeros(n, 1, 2, 4, 4)})),
