@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, UNet, UViT, WaveUNet
+from diffx.networks import MLP, RIN, DanceUNet, DiffWave, DiT, PriorTransformer, SongUNet, UNet, UViT, WaveUNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -142,6 +142,23 @@ NETWORKS = {
         ),
         shape=(1, 32),
     ),
+    "diffwave": Case(lambda: DiffWave(2, width=8, layers=3, cycle=2), shape=(2, 20)),
+    "diffwave_all": Case(
+        lambda: DiffWave(
+            1,
+            2,
+            width=8,
+            layers=3,
+            cycle=2,
+            classes=4,
+            vectors={"pitch": 3},
+            tokens={"mel": 6},
+            maps={"low_rate": 1, "known": 2},
+            stretch=(2, 4),
+        ),
+        shape=(1, 40),
+    ),
+    "dance": Case(lambda: DanceUNet(2, widths=(8, 16, 32, 32), attention=1), shape=(2, 32)),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "prior": Case(
         lambda: PriorTransformer(6, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, vectors={"size": 2}),

@@ -4,6 +4,8 @@ from .attention import AttentionController, Site, attention_control
 from .autoencoder import ConvAutoencoder
 from .border import Conditions
 from .control import added_control
+from .dance_unet import DanceUNet
+from .diffwave import DiffWave
 from .dit import DiT
 from .mlp import MLP
 from .prior_transformer import PriorTransformer
@@ -21,7 +23,9 @@ __all__ = [
     "AttentionController",
     "Conditions",
     "ConvAutoencoder",
+    "DanceUNet",
     "DiT",
+    "DiffWave",
     "PriorTransformer",
     "Site",
     "SongUNet",
