@@ -8,6 +8,7 @@ from .dance_unet import DanceUNet
 from .diffwave import DiffWave
 from .dit import DiT
 from .mlp import MLP
+from .mousai_unet import MousaiUNet
 from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
@@ -26,6 +27,7 @@ __all__ = [
     "DanceUNet",
     "DiT",
     "DiffWave",
+    "MousaiUNet",
     "PriorTransformer",
     "Site",
     "SongUNet",
