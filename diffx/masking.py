@@ -101,13 +101,24 @@ def touched(mask: Tensor, grid: Sequence[int], ring: int = 1) -> Tensor:
 
     Returns:
         ``(B, h, w)`` bool.
+
+    Raises:
+        ValueError: a negative ring.
     """
+    if ring < 0:
+        raise ValueError(f"ring is a number of tokens, at least 0, got {ring}")
     hit = F.adaptive_max_pool2d((mask > 0).float(), (grid[0], grid[1]))
     return F.max_pool2d(hit, 2 * ring + 1, stride=1, padding=ring)[:, 0] > 0
 
 
 def feathered(mask: Tensor, width: int) -> Tensor:
-    """A mask ``(B, 1, H, W)`` that falls from 1 to 0 over ``width`` pixels outside the pixels that are 1, and stays 1 on those."""
+    """A mask ``(B, 1, H, W)`` that falls from 1 to 0 over ``width`` pixels outside the pixels that are 1, and stays 1 on those.
+
+    Raises:
+        ValueError: a negative width.
+    """
+    if width < 0:
+        raise ValueError(f"a feather is a number of pixels, at least 0, got {width}")
     if not width:
         return mask
     wide = F.max_pool2d(mask, 2 * width + 1, stride=1, padding=width)
@@ -162,8 +173,8 @@ class ParallelDecoding:
     ratio: MaskLaw = CosineRatio()
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"decoding needs at least 1 step, got steps={self.steps}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"decoding needs a whole number of steps, at least 1, got steps={self.steps}")
         if self.noise < 0 or self.temperature < 0:
             raise ValueError(f"noise and temperature must be >= 0, got {self.noise} and {self.temperature}")
 

@@ -109,12 +109,14 @@ class VQ(nn.Module):
         codebook: of vectors of length dim.
 
     Raises:
-        ValueError: vectors of different length.
+        ValueError: vectors of different length, an encoder of moments.
     """
 
     def __init__(self, vae: nn.Module, codebook: Codebook) -> None:
         super().__init__()
         made: Any = vae
+        if getattr(made, "moments", False):
+            raise ValueError("the encoder gives moments of a normal law, a codebook needs vectors; build it with moments=False")
         if made.latent_channels != codebook.dim:
             raise ValueError(f"vectors of the autoencoder have length {made.latent_channels}, those of the codebook {codebook.dim}")
         self.vae, self.codebook = made, codebook
@@ -214,12 +216,17 @@ class KMeansPatches(nn.Module):
         codes: codebook size.
         patch: side of a square.
         channels: of the pictures.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     centres: Tensor
 
     def __init__(self, codes: int, patch: int = 2, channels: int = 1) -> None:
         super().__init__()
+        if min(codes, patch, channels) < 1:
+            raise ValueError(f"codes, patch and channels must be at least 1, got {codes}, {patch} and {channels}")
         self.patch, self.channels = patch, channels
         self.register_buffer("centres", torch.zeros(codes, channels * patch * patch))
 
@@ -232,18 +239,29 @@ class KMeansPatches(nn.Module):
         """Find the squares in pictures ``(N, C, H, W)`` by scikit-learn's k-means; returns itself.
 
         Raises:
-            ValueError: see `shape`; fewer squares than codes.
+            ValueError: see `shape`; fewer squares than codes, or values that are not finite.
         """
         from sklearn.cluster import KMeans
 
         self.shape(x.shape[1:])
-        found = KMeans(self.codebook_size, n_init=1, random_state=seed).fit(self._squares(x).flatten(0, -2).cpu().numpy())
+        squares = self._squares(x).flatten(0, -2).cpu()
+        if len(squares) < self.codebook_size or not squares.isfinite().all():
+            raise ValueError(f"{self.codebook_size} codes need as many squares of finite values, got {len(squares)} squares, of which "
+                             f"{int(squares.isfinite().all(1).sum())} are finite")  # fmt: skip
+        found = KMeans(self.codebook_size, n_init=1, random_state=seed).fit(squares.numpy())
         self.centres.copy_(torch.from_numpy(found.cluster_centers_))
         return self
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures ``(B, C, H, W)`` to ids ``(B, H / patch, W / patch)``."""
+        """Pictures ``(B, C, H, W)`` to ids ``(B, H / patch, W / patch)``.
+
+        Raises:
+            ValueError: channels or sides do not fit.
+            RuntimeError: no squares were found yet.
+        """
         self.shape(x.shape[1:])
+        if self.codebook_size > 1 and not self.centres.any():
+            raise RuntimeError("this tokenizer knows no squares yet; call fit(x) with real pictures first")
         squares = self._squares(x)
         return torch.cdist(squares.flatten(0, -2), self.centres).argmin(1).view(squares.shape[:-1])
 

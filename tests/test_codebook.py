@@ -158,3 +158,16 @@ def test_a_model_of_diffusers_is_a_tokenizer(tmp_path):
         DiffusersVQ(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="a folder or a config"):
         DiffusersVQ()
+
+
+def test_tokenizers_refuse_what_cannot_be():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        KMeansPatches(0)
+    with pytest.raises(RuntimeError, match="call fit"):
+        KMeansPatches(4).encode(torch.zeros(1, 1, 4, 4))
+    with pytest.raises(ValueError, match="9 codes need as many squares of finite values, got 8 squares"):
+        KMeansPatches(9).fit(torch.rand(2, 1, 4, 4))
+    with pytest.raises(ValueError, match="of which 4 are finite"):
+        KMeansPatches(2).fit(torch.stack([torch.full((1, 4, 4), torch.nan), torch.zeros(1, 4, 4)]))
+    with pytest.raises(ValueError, match="moments=False"):
+        VQ(ConvAutoencoder(1, 4, 8, (1, 2)), Codebook(6, 4))

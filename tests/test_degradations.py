@@ -240,3 +240,8 @@ class Cut(Degradation):
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_start_that_would_fill_the_memory():
+    with pytest.raises(ValueError, match=r"covariances of 1000 classes, 768 numbers each, take 4\.7 GB"):
+        GaussianStart((3, 16, 16), classes=1000, grid=18)

@@ -134,3 +134,13 @@ def test_a_moved_frame():
     assert torch.equal(mask[0, 0], (moved[0, 0] == 0).float())
     with pytest.raises(ValueError, match=r"by \(3, 0\) leaves nothing"):
         shifted(x, (3, 0))
+
+
+def test_negative_borders_and_broken_steps():
+    mask = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(ValueError, match="ring is a number of tokens"):
+        touched(mask, (4, 4), ring=-1)
+    with pytest.raises(ValueError, match="a feather is a number of pixels"):
+        feathered(mask, -1)
+    with pytest.raises(ValueError, match=r"whole number of steps, at least 1, got steps=2\.5"):
+        ParallelDecoding(2.5)

@@ -15,6 +15,8 @@ from ..recipes import recorded
 
 __all__ = ["GaussianStart"]
 
+LARGEST = 2_000_000_000  # bytes of all covariances
+
 
 @recorded
 class GaussianStart(nn.Module):
@@ -29,7 +31,7 @@ class GaussianStart(nn.Module):
         grid: longest side of the grid.
 
     Raises:
-        ValueError: more than 1,024 numbers per picture on the grid.
+        ValueError: more than 1,024 numbers per picture on the grid, or covariances of all classes beyond 2 GB.
     """
 
     count: Tensor
@@ -46,6 +48,9 @@ class GaussianStart(nn.Module):
         if size > 1024:
             raise ValueError(f"a covariance of {size} numbers is too large to fit; choose a smaller grid than {grid}")
         laws = max(1, classes)
+        if (bytes_ := 8 * laws * size**2) > LARGEST:
+            raise ValueError(f"covariances of {laws} classes, {size} numbers each, take {bytes_ / 1e9:.1f} GB; choose a smaller grid than "
+                             f"{grid}, or classes=0 for one law")  # fmt: skip
         self.register_buffer("count", torch.zeros(laws, dtype=torch.float64))
         self.register_buffer("total", torch.zeros(laws, size, dtype=torch.float64))
         self.register_buffer("square", torch.zeros(laws, size, size, dtype=torch.float64))

@@ -49,6 +49,7 @@ class ConvAutoencoder(nn.Module):
                 f"mults={tuple(mults)}, blocks={blocks}"
             )
         self.channels, self.latent_channels, self.factor = channels, latent_channels, 2 ** (len(mults) - 1)
+        self.moments = moments
         widths = [mult * width for mult in mults]
         down: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
         for level, target in enumerate(widths):
