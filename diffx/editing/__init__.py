@@ -5,6 +5,7 @@ a `diffx.Denoiser`. Both work on pixels and on latents. Masks say 1 = regenerate
 """
 
 from .diffedit import diffedit, difference_mask
+from .editor import Editor
 from .inpainting import inpaint, repaint, repaint_plan
 from .inversion import Inversion, invert
 from .masks import checked_mask
@@ -14,6 +15,7 @@ from .starts import img2img, magic_mix
 
 __all__ = [
     "Edited",
+    "Editor",
     "Inversion",
     "NullText",
     "PromptToPrompt",
