@@ -1,6 +1,7 @@
-"""Batches of samples as something to look at: a grid of pictures, or of clips as an animation; as files and in a logger.
+"""Batches of samples as something to look at and listen to, as files and in a logger.
 
-Data lies in [-1, 1]; what leaves this room is uint8.
+Pictures, and the spectra of sounds, make a grid; clips an animation; sounds one track. Data lies in [-1, 1]; what leaves this room is
+uint8, or sound.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,16 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["animation", "grid", "log_media", "save", "to_uint8"]
+from .audio import STFT, wav_bytes, write_wav
+
+__all__ = ["animation", "grid", "log_media", "log_sound", "save", "save_sound", "showable", "spectra", "to_uint8", "track"]
 
 TILE = 48  # pixels: smaller samples are enlarged by a whole factor until a person can read them
 GAP = 2  # pixels between tiles
+SPECTRUM = 256  # samples under the window of the pictures of sounds, which gives 128 rows
+COLUMNS = 128  # about as many columns have the pictures of sounds
+PAUSE = 0.1  # seconds between sounds
+FADE = 80.0  # dB below full scale that are black in the pictures of sounds
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -27,11 +35,18 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.detach().float().nan_to_num(-1.0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def showable(shape: Sequence[int]) -> bool:
+    """Whether samples of this shape are pictures ``(C, H, W)`` or clips ``(C, T, H, W)`` with 1, 3 or 4 channels, or sounds ``(C, L)``."""
+    sound = len(shape) == 2 and shape[0] in (1, 2) and shape[1] >= SPECTRUM
+    return sound or (len(shape) in (3, 4) and shape[0] in (1, 3, 4))
+
+
 def grid(x: Tensor, *, columns: int | None = None, zoom: int | None = None, gap: int = GAP) -> Tensor:
     """Lay samples out in rows.
 
     Args:
-        x: images ``(B, C, H, W)`` or clips ``(B, C, T, H, W)`` in [-1, 1]; 1 (grey), 3 (RGB) or 4 (RGBA) channels.
+        x: images ``(B, C, H, W)`` or clips ``(B, C, T, H, W)`` in [-1, 1]; 1 (grey), 3 (RGB) or 4 (RGBA) channels. Or sounds ``(B, C, L)``
+            with 1 or 2 channels, of which the `spectra` are shown.
         columns: samples per row; about as many as rows by default.
         zoom: whole factor of enlargement, without smoothing; by default what makes the shorter side at least 48 pixels.
         gap: white pixels between samples.
@@ -40,10 +55,14 @@ def grid(x: Tensor, *, columns: int | None = None, zoom: int | None = None, gap:
         uint8 ``(C, H', W')``, or ``(T, C, H', W')`` for clips, on the CPU.
 
     Raises:
-        ValueError: not a batch of images or clips, or another number of channels.
+        ValueError: not a batch of images, clips or sounds, or another number of channels.
     """
-    if x.ndim not in (4, 5) or x.shape[1] not in (1, 3, 4) or not len(x):
-        raise ValueError(f"expected images (B, C, H, W) or clips (B, C, T, H, W) with C = 1, 3 or 4, got shape {tuple(x.shape)}")
+    if not len(x) or not showable(x.shape[1:]):
+        raise ValueError(
+            f"expected images (B, C, H, W) or clips (B, C, T, H, W) with C = 1, 3 or 4, or sounds (B, C, L) with C = 1 or 2 and L >= "
+            f"{SPECTRUM}, got shape {tuple(x.shape)}"
+        )
+    x = spectra(x) if x.ndim == 3 else x
     frames = rearrange(to_uint8(x).cpu(), "b c ... h w -> b c (...) h w")
     b, h, w = len(frames), frames.shape[-2], frames.shape[-1]
     columns = min(b, columns or math.ceil(math.sqrt(b)))
@@ -55,6 +74,23 @@ def grid(x: Tensor, *, columns: int | None = None, zoom: int | None = None, gap:
     sheet = rearrange(frames, "(r k) c t h w -> t c (r h) (k w)", k=columns)
     sheet = sheet[..., : sheet.shape[-2] - gap, : sheet.shape[-1] - gap]
     return sheet if x.ndim == 5 else sheet[0]
+
+
+def spectra(x: Tensor) -> Tensor:
+    """Pictures (B, 1, 128, about 128) in [-1, 1] of sounds (B, C, L), channels averaged.
+
+    Time runs right, frequency upwards to half the rate; black is 80 dB below full scale.
+    """
+    hop = max(1, min(SPECTRUM // 2, x.shape[-1] // COLUMNS))
+    sound = x.detach().float().nan_to_num(0.0).mean(1, keepdim=True)
+    sound = F.pad(sound, (0, -x.shape[-1] % hop))
+    decibels = 20 * STFT(SPECTRUM, hop)(sound).abs().clamp_min(1e-9).log10()
+    return (2 * decibels / FADE + 1).clamp(-1, 1)[:, :, 1:].flip(2)
+
+
+def track(x: Tensor, rate: int) -> Tensor:
+    """Sounds (B, C, L) after one another, a tenth of a second apart: (C, L')."""
+    return rearrange(F.pad(x.detach().float().cpu(), (0, round(PAUSE * rate))), "b c l -> c (b l)")
 
 
 def animation(frames: Tensor, *, fps: float = 8.0, format: str = "GIF") -> bytes:
@@ -89,6 +125,11 @@ def save(sheet: Tensor, path: str | os.PathLike, *, fps: float = 8.0) -> Path:
     return path
 
 
+def save_sound(sound: Tensor, path: str | os.PathLike, rate: int) -> Path:
+    """Write a sound (C, L) to a WAV file of 16 bit; give back the path."""
+    return write_wav(sound, Path(path), rate)
+
+
 def log_media(logger: Any, tag: str, sheet: Tensor, step: int, *, fps: float = 8.0) -> bool:
     """Show a grid in a Lightning logger: TensorBoard's (pictures and animations) or any with ``log_image`` (a clip's middle frame).
 
@@ -108,6 +149,27 @@ def log_media(logger: Any, tag: str, sheet: Tensor, step: int, *, fps: float = 8
     else:
         return False
     return True
+
+
+def log_sound(logger: Any, tag: str, sound: Tensor, rate: int, step: int) -> bool:
+    """Let a sound (C, L) be heard in a Lightning logger, TensorBoard's or any with ``log_audio``. Returns whether it could take it."""
+    experiment: Any = getattr(logger, "experiment", None)
+    if hasattr(logger, "log_audio"):
+        logger.log_audio(key=tag, audios=[sound.T.numpy()], step=step, sample_rate=[rate])
+    elif hasattr(experiment, "_get_file_writer"):
+        experiment._get_file_writer().add_summary(_audio(tag, sound, rate), step)
+    else:
+        return False
+    return True
+
+
+def _audio(tag: str, sound: Tensor, rate: int) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    channels, length = sound.shape
+    audio = Summary.Audio(sample_rate=rate, num_channels=channels, length_frames=length, encoded_audio_string=wav_bytes(sound, rate),
+                          content_type="audio/wav")  # fmt: skip
+    return Summary(value=[Summary.Value(tag=tag, audio=audio)])
 
 
 def _summary(tag: str, frames: Tensor, fps: float) -> Any:

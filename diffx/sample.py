@@ -36,6 +36,7 @@ keys
   chunk=64               samples drawn at once
   out=FOLDER             samples/ of the run folder by default, else samples/
   save=png               png, or npz or safetensors beside it: the samples themselves, float32 in [-1, 1]
+  rate=HZ                samples per second of a model of sound, to write wav files; the run's own data say it by default
   device=auto            auto, cpu, cuda, cuda:1, ...
   trust=false            true: let the checkpoint build classes of any package; only for files whose origin you know
 
@@ -65,12 +66,13 @@ class Options:
     chunk: int = 64
     out: str | None = None
     save: Literal["png", "npz", "safetensors"] = "png"
+    rate: int | None = None
     device: str = "auto"
     trust: bool = False
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("n", "steps", "chunk"):
+        for name in ("n", "steps", "chunk", "rate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}")
@@ -249,13 +251,25 @@ def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
     size = "" if options.size is None else "-{}x{}".format(*options.size)
     stem = folder / f"{file.stem}-{weights}-n{options.count}{size}-w{options.guidance:g}-seed{options.seed}{prompt}"
     written = []
-    if x.ndim in (4, 5) and x.shape[1] in (1, 3):
-        written.append(media.save(media.grid(x), f"{stem}{'.png' if x.ndim == 4 else '.gif'}"))
+    if media.showable(x.shape[1:]):
+        written.append(media.save(media.grid(x), f"{stem}{'.gif' if x.ndim == 5 else '.png'}"))
+    if media.showable(x.shape[1:]) and x.ndim == 3 and (rate := options.rate or _rate(file)) is not None:
+        written += [media.save_sound(sound, f"{stem}-{i:03d}.wav", rate) for i, sound in enumerate(x)]
     if options.save != "png" or not written:
         kind = "npz" if options.save == "png" else options.save
         written.append(stem.with_name(f"{stem.name}.{kind}"))
         files.write(written[-1], lambda handle: handle.write(_bytes(kind, x, options.classes)))
     return written
+
+
+def _rate(file: Path) -> int | None:
+    """Samples per second of the data of the run that a checkpoint belongs to, where there is a run and its data have such."""
+    from .recipes.build import build
+    from .recipes.compose import compose
+
+    written = file.resolve().parents[1] / "config.yaml"
+    data = compose(str(written)).tree.get("data") if written.is_file() else None
+    return getattr(build(data, at="data"), "sample_rate", None) if data else None
 
 
 def _slug(text: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, UNet, UViT
+from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, UNet, UViT, WaveUNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -124,6 +124,23 @@ NETWORKS = {
             maps={"low_res": 3, "mask": 1},
             other_sizes="stretch",
         )
+    ),
+    "wave_unet": Case(lambda: WaveUNet(2, widths=(8, 12, 16), factors=(2, 3), blocks=(1, 2, 1)), shape=(2, 24)),
+    "wave_unet_all": Case(
+        lambda: WaveUNet(
+            1,
+            2,
+            widths=(8, 16),
+            factors=(4,),
+            attention_levels=(0, 1),
+            cross_levels=(1,),
+            classes=4,
+            vectors={"pitch": 3},
+            tokens={"t5": 12, "clip": 7},
+            maps={"low_rate": 1, "known": 2},
+            head_dim=8,
+        ),
+        shape=(1, 32),
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "prior": Case(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "diffx").rglob("*.py"))
 
 FLOORS = {
-    1: "version tensors batch rng files precomputed codecs codebook tokenizers media metrics recipes data",
+    1: "version tensors batch rng files precomputed codecs codebook tokenizers media audio metrics recipes data",
     2: "schedules weightings distances conditions masking renoising degradations resizing text annotators augment averages lr_schedules",
     3: "denoiser experts samplers networks",
     4: "guidance parts module editing cascade interop",

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from diffx import media
+from diffx.audio import read_sound, wav_bytes
 
 
 def test_pixel_values_round_and_clip():
@@ -124,3 +125,47 @@ def test_loggers_with_log_image_get_pillow_images_and_others_say_no(tmp_path):
     assert media.log_media(notes, "samples", media.grid(moving_square()), 7)
     assert notes.seen == ("samples", (98, 48), 7)
     assert not media.log_media(CSVLogger(tmp_path), "samples", media.grid(moving_square()), 7)
+
+
+def bell(n: int = 3, channels: int = 1, length: int = 2048) -> torch.Tensor:
+    """A tone of an eighth of the rate, that dies away."""
+    t = torch.arange(length)
+    return (torch.sin(2 * torch.pi * t / 8) * torch.exp(-t / 400)).expand(n, channels, -1)
+
+
+@pytest.mark.parametrize(("shape", "shown"), [((1, 2048), True), ((2, 256), True), ((3, 2048), False), ((1, 12), False), ((2,), False),
+                                              ((3, 8, 8), True), ((2, 8, 8), False), ((1, 4, 8, 8), True)])  # fmt: skip
+def test_what_can_be_shown(shape, shown):
+    assert media.showable(shape) is shown
+
+
+@pytest.mark.parametrize("length", [256, 2048, 5000])
+def test_sounds_are_shown_by_their_spectra(length):
+    pictures = media.spectra(bell(length=length))
+    assert pictures.shape[:3] == (3, 1, 128) and pictures.abs().max() <= 1
+    rows = pictures[0, 0].mean(1)
+    assert abs(int(rows.argmax()) - (128 - 32)) <= 1, "an eighth of the rate is a quarter of the height, counted from below"
+    if length > 256:
+        assert pictures[0, 0, 96, 2] > pictures[0, 0, 96, -3], "time runs right"
+    assert media.grid(bell(length=length)).shape[1] > 128
+    assert (media.spectra(torch.zeros(1, 2, length)) == -1).all()
+
+
+def test_sounds_follow_one_another_with_a_pause(tmp_path):
+    track = media.track(bell(2, 2, 800), 8000)
+    assert track.shape == (2, 3200) and not track[:, 800:1600].any() and torch.equal(track[:, :800], track[:, 1600:2400])
+    back, rate = read_sound(media.save_sound(track, tmp_path / "deep" / "bells.wav", 8000))
+    assert rate == 8000 and (back - track).abs().max() < 1e-4
+
+
+def test_loggers_hear_sounds(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    assert media.log_sound(logger, "samples", bell(1)[0], 8000, 7)
+    logger.finalize("success")
+    (audio,) = EventAccumulator(str(tmp_path)).Reload().Audio("samples")
+    assert (audio.sample_rate, audio.length_frames, audio.step) == (8000, 2048, 7)
+    assert audio.encoded_audio_string == wav_bytes(bell(1)[0], 8000)
+    assert not media.log_sound(CSVLogger(tmp_path), "samples", bell(1)[0], 8000, 7)

@@ -1,4 +1,4 @@
-"""Pictures of what a model has learned so far."""
+"""Pictures, and sounds, of what a model has learned so far."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ __all__ = ["SampleLogger"]
 class SampleLogger(Callback):
     """Sample a grid every so often, always from the same noise and conditions, into ``<run folder>/samples/`` and the logger.
 
-    Pictures become ``step_000500.png``, clips ``step_000500.gif``; ``last.png`` (``last.gif``) shows the end of training. With an `EMA`
+    Pictures become ``step_000500.png``, clips ``step_000500.gif``, sounds a picture of their spectra and ``step_000500.wav``;
+    ``last.png`` (``.gif``, ``.wav``) shows the end of training. With an `EMA`
     callback the averages are sampled and the logger's tag names the profile: ``samples/ema`` instead of ``samples/raw``. Training
     randomness is untouched.
 
@@ -41,9 +42,10 @@ class SampleLogger(Callback):
         sampler: replaces the module's own.
         chunk: largest batch to sample at once; all ``n`` by default.
         fps: frames per second of clips.
+        rate: samples per second of sounds; None = the ``sample_rate`` of the data. Without either there is no WAV file.
 
     Raises:
-        ValueError: ``every_n_steps`` or ``n`` below 1; when training starts, samples that are neither pictures nor clips.
+        ValueError: ``every_n_steps`` or ``n`` below 1; when training starts, samples that are neither pictures, clips nor sounds.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class SampleLogger(Callback):
         sampler: Callable[..., Any] | None = None,
         chunk: int | None = None,
         fps: float = 8.0,
+        rate: int | None = None,
     ) -> None:
         if every_n_steps < 1 or n < 1:
             raise ValueError(f"every_n_steps and n must be at least 1, got {every_n_steps} and {n}")
@@ -67,6 +70,7 @@ class SampleLogger(Callback):
         self.sampler = sampler
         self.chunk = chunk
         self.fps = fps
+        self.rate = rate
         self._fixed: Cond | None = None
         self._batch: Any = None
         self._step = -1
@@ -74,9 +78,9 @@ class SampleLogger(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Check the shape before the first step rather than at the first grid."""
-        if len(pl_module.shape) not in (3, 4) or pl_module.shape[0] not in (1, 3, 4):
-            raise ValueError("SampleLogger shows pictures (C, H, W) and clips (C, T, H, W) with C = 1, 3 or 4, but the module's samples "
-                             f"have shape {tuple(pl_module.shape)}; remove the callback")  # fmt: skip
+        if not media.showable(pl_module.shape):
+            raise ValueError("SampleLogger shows pictures (C, H, W) and clips (C, T, H, W) with C = 1, 3 or 4, and sounds (C, L), but the "
+                             f"module's samples have shape {tuple(pl_module.shape)}; remove the callback")  # fmt: skip
         self._fixed = None
         self._step = trainer.global_step
 
@@ -95,7 +99,8 @@ class SampleLogger(Callback):
         if path is None or path.stem != _name(trainer.global_step):
             path = self._show(trainer, pl_module)
         if trainer.is_global_zero:
-            shutil.copyfile(path, path.with_stem("last"))
+            for shown in path.parent.glob(f"{path.stem}.*"):
+                shutil.copyfile(shown, shown.with_stem("last"))
 
     def _show(self, trainer: Trainer, module: DiffusionModule) -> Path:
         """Sample on every rank, since sharded networks need all of them, and write on the first."""
@@ -109,8 +114,15 @@ class SampleLogger(Callback):
         if trainer.is_global_zero:
             sheet = media.grid(x)
             media.save(sheet, path, fps=self.fps)
+            tag = f"samples/{ema.first if ema else 'raw'}"
             for logger in trainer.loggers:
-                media.log_media(logger, f"samples/{ema.first if ema else 'raw'}", sheet, trainer.global_step, fps=self.fps)
+                media.log_media(logger, tag, sheet, trainer.global_step, fps=self.fps)
+            rate = self.rate or getattr(trainer.datamodule, "sample_rate", None)
+            if x.ndim == 3 and rate is not None:
+                sound = media.track(x, rate)
+                media.save_sound(sound, path.with_suffix(".wav"), rate)
+                for logger in trainer.loggers:
+                    media.log_sound(logger, tag, sound, rate, trainer.global_step)
         return path
 
     def _conditions(self, trainer: Trainer, module: DiffusionModule) -> Cond:

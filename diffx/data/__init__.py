@@ -15,11 +15,13 @@ from .picture_module import PictureItems, PictureModule
 from .pictures import PictureReader, size_crop
 from .shapes import Shapes, ShapesOracle
 from .shards import Shards
+from .sounds import SoundArrays, SoundFolder
 from .source import Batch, Items, Source
+from .strings import Strings
 
 __all__ = [
     "Annotated", "Annotation", "AnnotationFile", "Annotator", "Arrays", "Batch", "BucketOrder", "Buckets", "DataModule", "Detection",
     "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureItems", "PictureModule", "PictureReader",
-    "Placed", "Shapes", "ShapesOracle", "Shards", "Source", "TorchvisionSet", "annotate", "equal_area_buckets", "grid_buckets", "normalise",
-    "shard", "size_crop", "split", "stream",
+    "Placed", "Shapes", "ShapesOracle", "Shards", "SoundArrays", "SoundFolder", "Source", "Strings", "TorchvisionSet", "annotate",
+    "equal_area_buckets", "grid_buckets", "normalise", "shard", "size_crop", "split", "stream",
 ]  # fmt: skip

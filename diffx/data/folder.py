@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..recipes import recorded
 from .buckets import Size
-from .listing import Layout, Listing, list_pictures
+from .listing import Layout, Listing, list_files
 from .order import split
 from .picture_module import PictureItems, PictureModule, remembered
 from .pictures import PictureReader, size_of
@@ -104,19 +101,12 @@ class ImageFolder(PictureModule):
 
     def _listings(self) -> tuple[Listing, Listing | None]:
         if not isinstance(self.held, str):
-            whole = list_pictures(self.root, self.layout)
-            train, val = (_rows(whole, rows) for rows in split(len(whole.paths), self.held))
+            whole = list_files(self.root, self.layout)
+            train, val = (whole.rows(rows) for rows in split(len(whole.paths), self.held))
             return train, val if val.paths else None
         folder = self.root / self.held
         if not folder.is_dir():
-            return list_pictures(self.root, self.layout), None
+            return list_files(self.root, self.layout), None
         beside = self.root / "train"
-        train = list_pictures(beside, self.layout) if beside.is_dir() else list_pictures(self.root, self.layout, without=self.held)
-        return train, list_pictures(folder, train.layout, like=train)
-
-
-def _rows(listing: Listing, rows: np.ndarray) -> Listing:
-    def take(values: list[Any] | None) -> Any:
-        return None if values is None else [values[row] for row in rows.tolist()]
-
-    return replace(listing, paths=take(listing.paths), labels=take(listing.labels), texts=take(listing.texts))
+        train = list_files(beside, self.layout) if beside.is_dir() else list_files(self.root, self.layout, without=self.held)
+        return train, list_files(folder, train.layout, like=train)

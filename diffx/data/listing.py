@@ -1,4 +1,4 @@
-"""What lies in a folder of pictures: paths, labels and texts, in a sorted order."""
+"""What lies in a folder of pictures or sounds: paths, labels and texts, in a sorted order."""
 
 from __future__ import annotations
 
@@ -7,26 +7,43 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-__all__ = ["Layout", "Listing", "list_pictures"]
+import numpy as np
+
+__all__ = ["PICTURES", "Kind", "Layout", "Listing", "list_files"]
 
 log = logging.getLogger(__name__)
 
 Layout: TypeAlias = Literal["auto", "classes", "captions", "metadata", "plain"]
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 METADATA = ("metadata.jsonl", "metadata.csv")
+
+
+class Kind(NamedTuple):
+    """A kind of files.
+
+    Attributes:
+        one, many: what messages call one and several of them.
+        suffixes: endings of their names, in small letters.
+    """
+
+    one: str
+    many: str
+    suffixes: tuple[str, ...]
+
+
+PICTURES = Kind("picture", "pictures", (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures of one folder.
+    """Files of one kind in one folder.
 
     Args:
         layout: how the folder was read; never "auto".
-        paths: the picture files.
+        paths: the files.
         labels: class of each, or None.
         texts: caption of each, or None.
         classes: labels lie in [0, classes); None without labels.
@@ -40,32 +57,43 @@ class Listing:
     classes: int | None = None
     class_names: tuple[str, ...] | None = None
 
+    def rows(self, rows: np.ndarray) -> Listing:
+        """The part of it at ``rows``."""
 
-def list_pictures(root: Path, layout: Layout = "auto", *, without: str | None = None, like: Listing | None = None) -> Listing:
-    """List the pictures below ``root``; hidden files and folders do not count.
+        def take(values: list[Any] | None) -> Any:
+            return None if values is None else [values[row] for row in rows.tolist()]
+
+        return replace(self, paths=take(self.paths), labels=take(self.labels), texts=take(self.texts))
+
+
+def list_files(
+    root: Path, layout: Layout = "auto", *, kind: Kind = PICTURES, without: str | None = None, like: Listing | None = None
+) -> Listing:
+    """List the files of a kind below ``root``; hidden files and folders do not count.
 
     Args:
         root: the folder.
         layout: see `ImageFolder`.
+        kind: which files count.
         without: a sub-folder to leave out.
         like: the training listing whose classes a validation folder must keep to.
 
     Raises:
-        FileNotFoundError: there are no pictures, or a metadata line names a missing file.
-        ValueError: unknown layout, captions and pictures that do not match, a broken metadata line, or a class that ``like`` lacks.
+        FileNotFoundError: there are no such files, or a metadata line names a missing one.
+        ValueError: unknown layout, captions and files that do not match, a broken metadata line, or a class that ``like`` lacks.
     """
     if layout not in get_args(Layout):
         raise ValueError(f"layout must be one of {get_args(Layout)}, got {layout!r}")
     files = sorted(_files(root, without), key=lambda path: path.relative_to(root).as_posix())
-    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
+    paths = [path for path in files if path.suffix.lower() in kind.suffixes]
     if not paths:
-        raise FileNotFoundError(f"no pictures below {root}; their names must end in {', '.join(SUFFIXES)}")
+        raise FileNotFoundError(f"no {kind.many} below {root}; their names must end in {', '.join(kind.suffixes)}")
     texts = [path for path in files if path.suffix == ".txt"]
-    layout = _guess(root, paths, texts) if layout == "auto" else layout
+    layout = _guess(root, paths, texts, kind) if layout == "auto" else layout
     if layout == "classes":
         return _by_class(root, paths, like)
     if layout == "captions":
-        return _by_caption(paths, texts)
+        return _by_caption(paths, texts, kind)
     return _by_metadata(root, like) if layout == "metadata" else Listing("plain", paths)
 
 
@@ -76,7 +104,7 @@ def _files(root: Path, without: str | None) -> Iterator[Path]:
         yield from (here / name for name in names if not name.startswith("."))
 
 
-def _guess(root: Path, paths: list[Path], texts: list[Path]) -> Layout:
+def _guess(root: Path, paths: list[Path], texts: list[Path], kind: Kind) -> Layout:
     if any((root / name).is_file() for name in METADATA):
         return "metadata"
     if {text.with_suffix("") for text in texts} & {path.with_suffix("") for path in paths}:
@@ -84,7 +112,7 @@ def _guess(root: Path, paths: list[Path], texts: list[Path]) -> Layout:
     loose = [path for path in paths if path.parent == root]
     if 0 < len(loose) < len(paths):
         raise ValueError(
-            f"{len(loose)} pictures lie in {root}, {len(paths) - len(loose)} in its sub-folders; set layout='classes' or 'plain'"
+            f"{len(loose)} {kind.many} lie in {root}, {len(paths) - len(loose)} in its sub-folders; set layout='classes' or 'plain'"
         )
     return "plain" if loose else "classes"
 
@@ -95,10 +123,10 @@ def _by_class(root: Path, paths: list[Path], like: Listing | None) -> Listing:
     return Listing("classes", paths, **_numbered([path.relative_to(root).parts[0] for path in paths], like, str(root)))
 
 
-def _by_caption(paths: list[Path], texts: list[Path]) -> Listing:
-    pictures, captions = {path.with_suffix("") for path in paths}, {text.with_suffix("") for text in texts}
-    _none_left([t for t in texts if t.with_suffix("") not in pictures], "caption files without a picture of the same name")
-    _none_left([p for p in paths if p.with_suffix("") not in captions], "pictures without a caption file of the same name")
+def _by_caption(paths: list[Path], texts: list[Path], kind: Kind) -> Listing:
+    names, captions = {path.with_suffix("") for path in paths}, {text.with_suffix("") for text in texts}
+    _none_left([t for t in texts if t.with_suffix("") not in names], f"caption files without a {kind.one} of the same name")
+    _none_left([p for p in paths if p.with_suffix("") not in captions], f"{kind.many} without a caption file of the same name")
     stripped = [path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in paths]
     _count_empty(stripped, paths)
     return Listing("captions", paths, texts=stripped)
@@ -109,7 +137,7 @@ def _by_metadata(root: Path, like: Listing | None) -> Listing:
     if len(found) != 1:
         if found:
             raise ValueError(f"{found[0]} and {found[1]} both say what lies in the folder; keep one")
-        raise FileNotFoundError(f"no {root / METADATA[0]}; it holds one JSON object per picture: {{'file_name': ..., 'text': ..., 'label': "
+        raise FileNotFoundError(f"no {root / METADATA[0]}; it holds one JSON object per file: {{'file_name': ..., 'text': ..., 'label': "
                                 f"...}}; {METADATA[1]} with such columns serves as well")  # fmt: skip
     (file,) = found
     rows = _table(file) if file.suffix == ".csv" else _lines(file)

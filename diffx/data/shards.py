@@ -16,7 +16,7 @@ import numpy as np
 from .. import files
 from ..recipes import recorded
 from .buckets import Size
-from .listing import SUFFIXES
+from .listing import PICTURES
 from .order import split
 from .picture_module import PictureItems, PictureModule, remembered
 from .pictures import PictureReader, size_of
@@ -104,7 +104,7 @@ def _part_of(member: tarfile.TarInfo) -> tuple[str, int | None]:
     if not member.isreg() or not stem:
         return "", None
     suffix = f".{suffix.lower()}"
-    part = 0 if suffix in SUFFIXES else {".txt": 1, ".cls": 2}.get(suffix)
+    part = 0 if suffix in PICTURES.suffixes else {".txt": 1, ".cls": 2}.get(suffix)
     return f"{folder}{slash}{stem}", part
 
 
@@ -124,7 +124,9 @@ def _check_end(path: Path, end: int) -> None:
 
 def _check_whole(path: Path, places: dict[str, np.ndarray]) -> None:
     if not places:
-        raise ValueError(f"there are no samples in {path}: pictures ({', '.join(SUFFIXES)}) with captions (.txt) or classes (.cls)")
+        raise ValueError(
+            f"there are no samples in {path}: pictures ({', '.join(PICTURES.suffixes)}) with captions (.txt) or classes (.cls)"
+        )
     there = np.stack(list(places.values()))[:, :, 0] >= 0
     for part, name in enumerate(PARTS):
         lacking = np.flatnonzero(~there[:, part])

@@ -8,8 +8,10 @@ from .frechet import Moments, frechet
 from .judge import ClassJudge
 from .kid import kid, mmd
 from .nearest import kth_distance, median_interval, nearest
+from .pitch_judge import PitchJudge
 from .precision_recall import precision_recall
 from .restored import psnr, restored_figures
+from .sound import LogMel, log_spectral_distance, multi_resolution_stft, si_sdr, spectral_convergence
 
 __all__ = [
     "FIGURES",
@@ -19,7 +21,9 @@ __all__ = [
     "Evidence",
     "Features",
     "Figure",
+    "LogMel",
     "Moments",
+    "PitchJudge",
     "Pixels",
     "TorchScript",
     "Unsuited",
@@ -29,11 +33,15 @@ __all__ = [
     "frechet",
     "kid",
     "kth_distance",
+    "log_spectral_distance",
     "measure",
     "median_interval",
     "mmd",
+    "multi_resolution_stft",
     "nearest",
     "precision_recall",
     "psnr",
     "restored_figures",
+    "si_sdr",
+    "spectral_convergence",
 ]

@@ -7,7 +7,7 @@ compared, and what real data scores under the same measure.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from ..recipes.runs import environment
 from .claim import Claim
 from .features import Features
 from .figures import FIGURES, Evidence, Figure, figure_names, measure
-from .own import own_figures
+from .own import own_features, own_figures
 from .real import asked_rows, real_items, take
 from .report import write
 from .restored import restored_figures
@@ -63,7 +63,8 @@ def evaluate(
         guidance: as in ``module.sample``.
         sampler: replaces the module's own; also on the way back of modules that restore (see `restored_figures`).
         claim: the ``claim`` section of an experiment.
-        features: a further extractor; what compares features is computed on it besides pixels, under its name.
+        features: a further extractor; what compares features is computed on it besides pixels (or what `own_features` says of the data),
+            under its name.
         chunk: samples drawn at once.
         items: largest number of training and of held-out items used; more are thinned out at random, always the same way.
         folder: where ``<name>.json`` and ``<name>.png`` go; None writes nothing.
@@ -76,20 +77,21 @@ def evaluate(
     Raises:
         ValueError: an unreadable claim, n < 1, no training items, samples that are not finite.
     """
-    promise, n = _promised(claim or {}, features, n, (*own_figures(data, {}), *restored_figures(module, {})))
+    native = own_features(data)
+    promise, n = _promised(claim or {}, [native, features], n, (*own_figures(data, {}), *restored_figures(module, {})))
     train, held_out = real_items(data, items)
     cond, labels = requests(module, held_out or train, n, chunk)
     clock = [time.process_time()]
     samples = module.sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk).float().cpu()
     clock.append(time.process_time())
     more = restored_figures(module, held_out or {}, sampler, chunk)
-    figures, skipped = _measured(samples, labels, data, train, held_out or {}, features, more)
+    figures, skipped = _measured(samples, labels, data, train, held_out or {}, [native, features], more)
     clock.append(time.process_time())
     verdict = promise.verdict(figures, n, skipped)
     report = {
         **(about or {}),
         **{"samples": n, "seed": seed, "guidance": recipe_of(guidance), "sampler": recipe_of(sampler or getattr(module, "sampler", None))},
-        **_compared(data, train, held_out or {}, features),
+        **_compared(data, train, held_out or {}, [native, features]),
         **{"figures": figures, "skipped": skipped, "claim": dict(claim or {}), "verdict": verdict, "kept": promise.kept(verdict)},
         "cpu_seconds": {"samples": round(clock[1] - clock[0], 2), "figures": round(clock[2] - clock[1], 2)},
         "versions": _versions(),
@@ -115,10 +117,10 @@ def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: in
     return cond, label[rows] if label is not None and len(cond) else None
 
 
-def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None, own: Iterable[Figure]) -> tuple[Claim, int]:
+def _promised(claim: Mapping[str, Any], features: Sequence[Features | None], n: int | None, own: Iterable[Figure]) -> tuple[Claim, int]:
     """The claim, read, and how many samples to draw for it; ``own`` are the figures of data and module beside those that suit all."""
     names = [name for figure in own for name in figure.names]
-    promise = Claim.parse(claim, {*figure_names(), *figure_names(features), "fid", *names})
+    promise = Claim.parse(claim, {*figure_names(), "fid", *names, *(name for some in features for name in figure_names(some))})
     n = (promise.samples or 1000) if n is None else n
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
@@ -126,24 +128,30 @@ def _promised(claim: Mapping[str, Any], features: Features | None, n: int | None
 
 
 def _measured(
-    samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None,
-    own: Iterable[Figure],
+    samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any],
+    features: Sequence[Features | None], own: Iterable[Figure],
 ) -> Any:  # fmt: skip
-    """All figures on pixels, those of data and module, and those that compare features on ``features``; see `metrics.measure`."""
+    """All figures on pixels, those of data and module, and those that compare features on ``features``; see `metrics.measure`.
+
+    The first of ``features`` are the data's own: where it has such, pixels are not looked at.
+    """
     evidence = Evidence(samples, train["x"], labels, train.get("label"), real.get("x"), real.get("label"))
     prompts = real or train
-    figures, skipped = measure(evidence, (*FIGURES, *own_figures(data, take(prompts, asked_rows(prompts, len(samples)))), *own))
-    if features is None:
-        return figures, skipped
-    more, lacking = measure(replace(evidence, features=features), [figure for figure in FIGURES if figure.on_features])
-    return {**figures, **more}, {**skipped, **lacking}
+    common = FIGURES if features[0] is None else ()
+    figures, skipped = measure(evidence, (*common, *own_figures(data, take(prompts, asked_rows(prompts, len(samples)))), *own))
+    if features[0] is not None:
+        skipped |= dict.fromkeys(figure_names(), f"bare values of {type(data).__name__} are not compared")
+    for some in filter(None, features):
+        more, lacking = measure(replace(evidence, features=some), [figure for figure in FIGURES if figure.on_features])
+        figures, skipped = {**figures, **more}, {**skipped, **lacking}
+    return figures, skipped
 
 
-def _compared(data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Features | None) -> dict[str, Any]:
+def _compared(data: Any, train: Mapping[str, Any], real: Mapping[str, Any], features: Sequence[Features | None]) -> dict[str, Any]:
     """What samples were compared with, and by what; a features file by its hash."""
     sizes = {"name": type(data).__name__, "train": len(train["x"]), "held_out": len(real.get("x", ())), "shape": list(train["x"].shape[1:])}
-    named = [] if features is None else [{key: str(getattr(features, key)) for key in ("name", "path", "sha256") if hasattr(features, key)}]
-    return {"data": sizes, "features": ["pixels", *named]}
+    named = [{key: str(getattr(some, key)) for key in ("name", "path", "sha256") if hasattr(some, key)} for some in features if some]
+    return {"data": sizes, "features": [*(["pixels"] if features[0] is None else []), *named]}
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Figures that belong to one data set, because it has a judge of its own; `evaluate` measures them beside those that suit all data."""
+"""What belongs to one data set: figures of a judge of its own, measured beside those that suit all data, and features to compare it by."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
-from ..data import Annotated, Emoji, Shapes
+from ..data import Annotated, Emoji, Shapes, SoundArrays, SoundFolder, Strings
+from .features import Features
 from .figures import Evidence, Figure, Results, Unsuited
+from .pitch_judge import NAMES as PITCH
+from .pitch_judge import PitchJudge, pitch_figure
 from .retrieval import retrieval_figure
 from .shapes_judge import NAMES, shapes_figure
+from .sound import LogMel
 
-__all__ = ["own_figures"]
+__all__ = ["own_features", "own_figures"]
 
 
 @singledispatch
@@ -47,3 +51,34 @@ def _(data: Annotated, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
 @own_figures.register
 def _(data: Emoji, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
     return (Figure(("retrieval",), lambda evidence: retrieval_figure(asked["x"]).compute(evidence)),)
+
+
+@own_figures.register(Strings)
+@own_figures.register(SoundArrays)
+@own_figures.register(SoundFolder)
+def _(data: Any, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
+    def compute(evidence: Evidence) -> Results:
+        if "note" not in asked:
+            raise Unsuited("the data does not say which note a sound has")
+        try:
+            return pitch_figure(asked["note"], asked["x"], PitchJudge(data.sample_rate, **data.pitch_range)).compute(evidence)
+        except ValueError as error:
+            raise Unsuited(str(error)) from error
+
+    return (Figure(PITCH, compute),)
+
+
+@singledispatch
+def own_features(data: Any) -> Features | None:
+    """What samples of a DataModule are compared by where bare values mean nothing; None = bare values, pixels.
+
+    Sounds are told by their spectra: the same tone that begins a moment later has other values everywhere.
+    """
+    return None
+
+
+@own_features.register(Strings)
+@own_features.register(SoundArrays)
+@own_features.register(SoundFolder)
+def _(data: Any) -> Features:
+    return LogMel(data.sample_rate)

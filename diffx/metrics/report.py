@@ -40,7 +40,7 @@ def write(report: Mapping[str, Any], samples: Tensor, labels: Tensor | None, fol
 
     Args:
         report: what `diffx.metrics.evaluate` returns.
-        samples: (N, *) the samples; only pictures and clips get a grid.
+        samples: (N, *) the samples; only pictures, clips and sounds get a grid.
         labels: (N,) the classes asked for in turn, if any.
         folder: where both files go.
         name: their name without suffix; says weights, count, sampler, guidance and seed by default.
@@ -50,7 +50,7 @@ def write(report: Mapping[str, Any], samples: Tensor, labels: Tensor | None, fol
     """
     name = name or _name(report)
     paths = {"report": folder / f"{name}.json"}
-    if samples.ndim in (4, 5) and samples.shape[1] in (1, 3, 4):
+    if media.showable(samples.shape[1:]):
         classes = 0 if labels is None else len(labels[:SHOWN].unique())
         sheet = media.grid(samples[:SHOWN], columns=classes if 1 < classes <= 20 else None)
         paths["grid"] = media.save(sheet, folder / f"{name}.{'png' if sheet.ndim == 3 else 'gif'}")

@@ -13,6 +13,7 @@ from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
 from .uvit import UViT
+from .wave_unet import WaveUNet
 
 __all__ = [
     "MLP",
@@ -28,6 +29,7 @@ __all__ = [
     "TokenUNet",
     "UNet",
     "UViT",
+    "WaveUNet",
     "added_control",
     "attention_control",
     "levels_at",

@@ -91,7 +91,7 @@ class ResBlock(nn.Module):
 class Block(nn.Module):
     """A residual block, then self-attention and cross-attention where a network wants them."""
 
-    def __init__(self, res: ResBlock, attention: SelfAttention | None = None, cross: CrossAttention | None = None) -> None:
+    def __init__(self, res: nn.Module, attention: SelfAttention | None = None, cross: CrossAttention | None = None) -> None:
         super().__init__()
         self.res, self.attention, self.cross = res, attention, cross
 

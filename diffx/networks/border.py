@@ -100,7 +100,7 @@ def check_sizes(x: Tensor, noise: Tensor, channels: int, divisors: Sequence[int]
     Raises:
         ValueError: wrong shapes; for a size that does not divide, the message names the divisors and the nearest size that does.
     """
-    axes = {2: "H, W", 3: "T, H, W"}[len(divisors)]
+    axes = {1: "L", 2: "H, W", 3: "T, H, W"}[len(divisors)]
     if x.ndim != 2 + len(divisors) or x.shape[1] != channels:
         raise ValueError(f"x must be (B, {channels}, {axes}), got {tuple(x.shape)}")
     if noise.shape != x.shape[:1]:
@@ -109,8 +109,9 @@ def check_sizes(x: Tensor, noise: Tensor, channels: int, divisors: Sequence[int]
     if any(side % divisor for side, divisor in zip(size, divisors, strict=True)):
         nearest = tuple(max(1, int(side / divisor + 0.5)) * divisor for side, divisor in zip(size, divisors, strict=True))
         by = str(divisors[0]) if len({*divisors}) == 1 else str(tuple(divisors))
-        what = "height and width" if len(divisors) == 2 else "frames, height and width"
-        raise ValueError(f"{what} must be divisible by {by}, got {size}; the nearest valid size is {nearest}")
+        what = {1: "the length", 2: "height and width", 3: "frames, height and width"}[len(divisors)]
+        got, valid = (side[0] if len(side) == 1 else side for side in (size, nearest))
+        raise ValueError(f"{what} must be divisible by {by}, got {got}; the nearest valid size is {valid}")
 
 
 def refuse_grid(x: Tensor, grid: Sequence[int], own: Sequence[int], sides: Sequence[int], ways: str) -> NoReturn:

@@ -13,6 +13,7 @@ from PIL import Image
 from toys import CLASSES, SIDE, Toy, same, toy_data, trainer
 
 from diffx import media
+from diffx.audio import duration
 from diffx.callbacks import EMA, Checkpoints, SampleLogger
 from diffx.conditions import Cond
 
@@ -151,6 +152,31 @@ def test_clips_become_animations(tmp_path):
     trainer(tmp_path, 2, [SampleLogger(every_n_steps=2, n=4)], val_check_interval=None).fit(Clips(), Foreign())
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["last.gif", "step_000002.gif"]
     assert Image.open(tmp_path / "samples/last.gif").n_frames == 4
+
+
+class Bells(Toy):
+    """Samples are sounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.shape = (1, 512)
+
+    def sample(self, n, cond=Cond(), **options):
+        return torch.sin(torch.arange(512) / 3).expand(n, 1, 512)
+
+
+def test_sounds_become_pictures_and_wav_files(tmp_path):
+    class Ringing(Foreign):
+        sample_rate = 4000
+
+    trainer(tmp_path / "told", 2, [SampleLogger(every_n_steps=2, n=3)], val_check_interval=None).fit(Bells(), Ringing())
+    trainer(tmp_path / "asked", 2, [SampleLogger(n=3, rate=1000)], val_check_interval=None).fit(Bells(), Foreign())
+    trainer(tmp_path / "silent", 2, [SampleLogger(n=3)], val_check_interval=None).fit(Bells(), Foreign())
+    names = sorted(path.name for path in (tmp_path / "told/samples").iterdir())
+    assert names == ["last.png", "last.wav", "step_000002.png", "step_000002.wav"]
+    assert duration(tmp_path / "told/samples/last.wav") == (4000, 1, 3 * (512 + 400))
+    assert duration(tmp_path / "asked/samples/last.wav").rate == 1000
+    assert [path.name for path in (tmp_path / "silent/samples").glob("last*")] == ["last.png"]
 
 
 def test_what_cannot_be_shown_is_refused_before_the_first_step(tmp_path):
