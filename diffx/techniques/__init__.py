@@ -19,6 +19,7 @@ from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
 from .super_resolution import SuperResolution
+from .textual_inversion import TextualInversion
 from .vq import VQAutoencoder
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "ProgressiveDistillation",
     "RINDiffusion",
     "SuperResolution",
+    "TextualInversion",
     "VQAutoencoder",
 ]
