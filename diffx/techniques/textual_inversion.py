@@ -28,7 +28,8 @@ class TextualInversion(EDM):
     experiment the model is usually ``{_target_: diffx.load, path: RUN}``.
 
     Args:
-        model: the trained module; its denoiser, text encoders, codec, shape, schedule and sampler are taken over.
+        model: the trained module; its denoiser, text encoders, codec, shape, schedule, sampler and
+            rates of hiding conditions are taken over.
         word: the new word.
         init: a word that the encoders know, whose embedding it begins with.
         vectors: rows of the new word.
@@ -67,7 +68,7 @@ class TextualInversion(EDM):
             denoiser=model.denoiser,
             text=text,
             optimizer=optimizer,
-            drop=0.0,
+            drop=model.drop,
             shape=model.shape,
             codec=model.codec,
             schedule=model.schedule,

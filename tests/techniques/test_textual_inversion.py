@@ -141,6 +141,7 @@ def test_pictures_are_told_templates_and_captions_are_not_read():
     module.train()
     _, cond = module.inputs({"x": pictures(64)["x"], "text": ["green words that nobody knows"] * 64})
     lengths = cond.masks["words"].sum(1)
+    module.check_guidance(3.0, cond)  # the model was trained with hidden conditions, so the word can be guided towards
     assert set(lengths.tolist()) == {4, 5}  # start, two rows, end; and "blue" before them
 
 
