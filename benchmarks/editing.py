@@ -226,10 +226,10 @@ def prompting(module: Any) -> tuple[list[Row], Tensor]:
     x, tool = held["source"], editor(module, NARROW)
     path = tool.invert(x, source)
     nulls = tool.null_text(path, source, guidance=3.0)
-    edit = PromptToPrompt(cross=0.4, self_attention=0.4)
+    edit = PromptToPrompt(cross=0.8, self_attention=0.8)
     real = {name: tool.prompt_to_prompt(source, target, edit, path=path, guidance=g) for name, g in (("DDIM", 3.0), ("null text", nulls))}
     for name, out in real.items():
-        rows.append((f"pictures inverted by {name}, then prompt-to-prompt, 40%", changed(out.target, held), True))
+        rows.append((f"pictures inverted by {name}, then prompt-to-prompt, 80%", changed(out.target, held), True))
     drawn = found[0.8][2]
     return rows, torch.cat([drawn.source[:8], found[0.0][2].target[:8], drawn.target[:8], x[:8], real["null text"].target[:8]])
 

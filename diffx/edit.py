@@ -30,6 +30,7 @@ methods, and what each needs
   repaint              as inpaint, going back and forth so that old and new fit each other
   diffedit             image, source, text: find out what differs between the prompts, change that
   prompt_to_prompt     source, text; image: another prompt with the attention of the source, of the picture if one is given
+  imagic               image (one), text: a model fitted to the picture; from the picture to the text in five shares
   paint_with_words     text, regions: put phrases where they belong
 
 keys
@@ -72,6 +73,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "repaint": ("image", "mask"),
     "diffedit": ("image", "source", "text"),
     "prompt_to_prompt": ("source", "text"),
+    "imagic": ("image", "text"),
     "paint_with_words": ("text", "regions"),
 }
 
@@ -226,6 +228,13 @@ def _prompt_to_prompt(editor: Editor, options: Options) -> list[Tensor]:
     return [*([] if x is None else [x]), out.source, *([] if out.mask is None else [_shown(out.mask, out.source)]), out.target]
 
 
+def _imagic(editor: Editor, options: Options) -> list[Tensor]:
+    x = _pictures(editor, options.image)
+    target = _told(editor, options, 1)
+    fitted = editor.imagic(x, target)
+    return [x, *(editor.blend(fitted, target, share) for share in (0.0, 0.25, 0.5, 0.75, 1.0))]
+
+
 def _paint_with_words(editor: Editor, options: Options) -> list[Tensor]:
     import torch
 
@@ -250,6 +259,7 @@ METHODS: dict[str, Callable[[Editor, Options], list[Tensor]]] = {
     "repaint": _repaint,
     "diffedit": _diffedit,
     "prompt_to_prompt": _prompt_to_prompt,
+    "imagic": _imagic,
     "paint_with_words": _paint_with_words,
 }
 

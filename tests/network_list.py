@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DiT, PriorTransformer, SongUNet, UNet, UViT, WaveUNet
+from diffx.networks import MLP, RIN, DanceUNet, DiffWave, DiT, MousaiUNet, PriorTransformer, SongUNet, UNet, UViT, WaveUNet
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -31,14 +31,14 @@ def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
 class Case:
     """``make()`` builds a small network for data of ``shape``.
 
-    ``fresh_zero``: it returns exactly zero before training. ``carry``: shape of what it hands from call to call, per sample, beside its
-    output; () for networks that hand nothing on. ``rounding``: hidden and absent conditions may differ by it, where conditions are part of
-    the sequence that is computed.
+    ``fresh_zero``: it returns exactly zero before training; False: hardly anything; None: neither is promised. ``carry``: shape of what it
+    hands from call to call, per sample, beside its output; () for networks that hand nothing on. ``rounding``: hidden and absent conditions
+    may differ by it, where conditions are part of the sequence that is computed.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...] = (3, 8, 8)
-    fresh_zero: bool = True
+    fresh_zero: bool | None = True
     carry: tuple[int, ...] = ()
     rounding: float = 0.0
 
@@ -141,6 +141,39 @@ NETWORKS = {
             head_dim=8,
         ),
         shape=(1, 32),
+    ),
+    "diffwave": Case(lambda: DiffWave(2, width=8, layers=3, cycle=2), shape=(2, 20)),
+    "diffwave_all": Case(
+        lambda: DiffWave(
+            1,
+            2,
+            width=8,
+            layers=3,
+            cycle=2,
+            classes=4,
+            vectors={"pitch": 3},
+            tokens={"mel": 6},
+            maps={"low_rate": 1, "known": 2},
+            stretch=(2, 4),
+        ),
+        shape=(1, 40),
+    ),
+    "dance": Case(lambda: DanceUNet(2, widths=(8, 16, 32, 32), attention=1), shape=(2, 32)),
+    "mousai": Case(
+        lambda: MousaiUNet(
+            1,
+            2,
+            widths=(8, 16),
+            factors=(2, 4),
+            items=(1, 2),
+            attention_levels=1,
+            classes=4,
+            vectors={"pitch": 3},
+            maps={"known": 1},
+            emb=16,
+        ),
+        shape=(1, 32),
+        fresh_zero=None,
     ),
     "mlp": Case(lambda: MLP(2, width=16, depth=2, classes=4, vectors={"size": 2}), shape=(2,)),
     "prior": Case(

@@ -161,7 +161,8 @@ def from_mel(mel: Tensor, bank: Tensor, rounds: int = 50) -> Tensor:
 @cache
 def _pseudo_inverse(bank: Tensor) -> Tensor:
     wide = bank.double()
-    return torch.linalg.solve(wide @ wide.T, wide).T.float()  # the bands are independent: no need of singular values
+    products = wide @ wide.T + 1e-9 * torch.eye(len(wide), dtype=wide.dtype)  # narrow bands may share their only frequency
+    return torch.linalg.solve(products, wide).T.float()  # far cheaper than singular values
 
 
 def griffin_lim(magnitude: Tensor, stft: STFT, *, iterations: int = 32, momentum: float = 0.99, seed: int = 0) -> Tensor:

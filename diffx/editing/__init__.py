@@ -6,6 +6,7 @@ a `diffx.Denoiser`. Both work on pixels and on latents. Masks say 1 = regenerate
 
 from .diffedit import diffedit, difference_mask
 from .editor import Editor
+from .imagic import Imagic, fit_imagic
 from .inpainting import inpaint, repaint, repaint_plan
 from .inversion import Inversion, invert
 from .masks import checked_mask
@@ -16,12 +17,14 @@ from .starts import img2img, magic_mix
 __all__ = [
     "Edited",
     "Editor",
+    "Imagic",
     "Inversion",
     "NullText",
     "PromptToPrompt",
     "checked_mask",
     "diffedit",
     "difference_mask",
+    "fit_imagic",
     "img2img",
     "inpaint",
     "invert",

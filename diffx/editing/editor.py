@@ -17,6 +17,7 @@ from ..guidance import Guide, PaintWithWords, as_guide, painted
 from ..samplers import Ancestral, Euler, Sampler
 from . import inpainting, starts
 from .diffedit import diffedit, difference_mask
+from .imagic import Imagic, fit_imagic
 from .inversion import Inversion, invert
 from .masks import checked_mask, mixed
 from .null_text import NullText, null_text_inversion
@@ -146,6 +147,19 @@ class Editor:
         empty = {name: sources.nothing(name).tokens for name in cond.tokens}
         with self.module.drawing():
             return null_text_inversion(self.module.denoiser, cond, path, empty, guidance=guidance, iterations=iterations, lr=lr)
+
+    def imagic(self, x: Tensor, target: Cond, **options: Any) -> Imagic:
+        """See `diffx.editing.fit_imagic`, whose further ``options`` may be given; one picture and one target."""
+        with self.module.drawing():
+            return fit_imagic(self.module.denoiser, self._encoded(x), target, self.module.schedule, seed=self.seed, **options)
+
+    def blend(self, fitted: Imagic, target: Cond, share: float) -> Tensor:
+        """A picture between the one that was fitted (share 0) and the target (1); see `diffx.editing.Imagic`."""
+        with self.module.drawing():
+            cond, guide = self.module.guided(1, fitted.cond(target, share), self.guidance)
+            generators = self._generators(1)
+            walked = self.sampler(guide(fitted.denoiser, cond), self._drawn(generators), generator=generators)
+            return self._decoded(walked)
 
     # Attention --------------------------------------------------------------------------------------------------------------------------
 

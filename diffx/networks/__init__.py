@@ -4,8 +4,11 @@ from .attention import AttentionController, Site, attention_control
 from .autoencoder import ConvAutoencoder
 from .border import Conditions
 from .control import added_control
+from .dance_unet import DanceUNet
+from .diffwave import DiffWave
 from .dit import DiT
 from .mlp import MLP
+from .mousai_unet import MousaiUNet
 from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
@@ -21,7 +24,10 @@ __all__ = [
     "AttentionController",
     "Conditions",
     "ConvAutoencoder",
+    "DanceUNet",
     "DiT",
+    "DiffWave",
+    "MousaiUNet",
     "PriorTransformer",
     "Site",
     "SongUNet",

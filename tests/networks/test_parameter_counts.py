@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffx.networks import RIN, DiT, SongUNet, UNet
+from diffx.networks import RIN, DanceUNet, DiffWave, DiT, MousaiUNet, SongUNet, UNet
 
 DIT = {  # without the table of positions, which is no parameter here
     "S/2": 32_865_056, "S/4": 32_920_448, "S/8": 33_142_016,
@@ -29,6 +29,13 @@ PUBLISHED = {
     "ncsnpp_32_classes": (lambda: SongUNet.ncsnpp(32, classes=10), 56_400_643),
     "ddpmpp_64": (lambda: SongUNet.ddpmpp(64), 61_805_571),
     "ncsnpp_64": (lambda: SongUNet.ncsnpp(64), 62_761_091),
+    "diffwave_vocoder": (lambda: DiffWave.vocoder(), 2_619_971),
+    "diffwave_vocoder_large": (lambda: DiffWave.vocoder(128), 6_885_315),
+    "diffwave_without_spectrogram": (lambda: DiffWave(), 2_308_737),
+    "diffwave_unconditional": (lambda: DiffWave.unconditional(), 24_034_305),
+    "dance_diffusion": (lambda: DanceUNet(), 221_389_322),
+    "dance_diffusion_six_attention": (lambda: DanceUNet(attention=6), 234_009_098),
+    "mousai": (lambda: MousaiUNet(), 217_437_436),
     **{f"dit_{name}": (lambda name=name: DiT.published(name), count) for name, count in DIT.items()},
     **{name: (lambda name=name: RIN.published(name), count) for name, count in RINS.items()},
 }
