@@ -16,9 +16,10 @@ from .correction import DynamicThreshold, Rescale, StaticThreshold
 from .keywords import KeyWordBoost
 from .logits import Rising, guided_logits
 from .painting import PaintedSpan, PaintWithWords, painted
+from .reconstruction import reconstruction_guided, replaced
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "ControlledDenoiser", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval",
     "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "as_guide",
-    "bind", "carried", "classifier_free", "guided_logits", "painted",
+    "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided", "replaced",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
 from .super_resolution import SuperResolution
 from .textual_inversion import TextualInversion
+from .video import VideoDiffusion
 from .vq import VQAutoencoder
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "SuperResolution",
     "TextualInversion",
     "VQAutoencoder",
+    "VideoDiffusion",
 ]
