@@ -86,6 +86,6 @@ $(BIN)/uv: | $(BIN)/python
 $(STAMP): setup.cfg pyproject.toml | $(BIN)/uv
 	@echo "[3/3] diffx and its dependencies (several GB the first time, hard links from uv's cache afterwards)"
 	@start=$$SECONDS; \
-	$(BIN)/uv pip install --python $(BIN)/python --link-mode hardlink --editable '.[dev,docs]'; \
+	$(BIN)/uv pip install --python $(BIN)/python --link-mode hardlink --compile-bytecode --editable '.[dev,docs]'; \
 	echo "ready after $$((SECONDS - start)) s"
 	@touch $@

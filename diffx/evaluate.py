@@ -161,14 +161,15 @@ def _place(options: Options, folders: Sequence[str]) -> tuple[Path, Path, Config
 
 def _features(given: str | Mapping[str, Any] | None, device: str) -> Features | None:
     from .metrics import TorchScript
+    from .metrics.figures import PUBLISHED
 
     if given is None:
         return None
     arguments = {"path": given, "name": Path(given).stem} if isinstance(given, str) else dict(given)
     if unknown := set(arguments) - {"path", "name", "size", "low", "high", "options"} or {"path"} - set(arguments):
         raise RecipeError(f"features takes path, name, size, low, high and options, and needs path; look at {sorted(unknown)}")
-    if arguments.get("name") == "fid" and isinstance(given, str):
-        arguments["name"] = "features"  # a file's own name does not make it the network that defines FID
+    if arguments.get("name") in PUBLISHED and isinstance(given, str):
+        arguments["name"] = "features"  # a file's own name does not make it the network that defines FID or FVD
     return TorchScript(**arguments, device=device)
 
 

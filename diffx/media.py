@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from .audio import STFT, wav_bytes, write_wav
 
-__all__ = ["animation", "grid", "log_media", "log_sound", "save", "save_sound", "showable", "spectra", "to_uint8", "track"]
+__all__ = ["animation", "grid", "log_media", "log_sound", "pyav", "save", "save_sound", "showable", "spectra", "to_uint8", "track"]
 
 TILE = 48  # pixels: smaller samples are enlarged by a whole factor until a person can read them
 GAP = 2  # pixels between tiles
@@ -105,24 +105,56 @@ def animation(frames: Tensor, *, fps: float = 8.0, format: str = "GIF") -> bytes
 
 
 def save(sheet: Tensor, path: str | os.PathLike, *, fps: float = 8.0) -> Path:
-    """Write a grid to a file: ``(C, H, W)`` as a picture, ``(T, C, H, W)`` as an animation (.gif, .webp or .png).
+    """Write a grid to a file: ``(C, H, W)`` as a picture, ``(T, C, H, W)`` as an animation (.gif, .webp, .png) or a film (.mp4, by PyAV).
 
     Without a suffix, ``path`` gets ``.png`` or ``.gif``. Returns the path written.
 
     Raises:
         OSError: the file cannot be written.
+        ModuleNotFoundError: a film without PyAV.
         ValueError: an animation with another suffix.
     """
     path = Path(path)
     path = path if path.suffix else path.with_suffix(".gif" if sheet.ndim == 4 else ".png")
-    if sheet.ndim == 4 and path.suffix not in (".gif", ".webp", ".png"):
-        raise ValueError(f"an animation is saved as .gif, .webp or .png, got {path.name!r}")
+    if sheet.ndim == 4 and path.suffix not in (".gif", ".webp", ".png", ".mp4"):
+        raise ValueError(f"an animation is saved as .gif, .webp, .png or .mp4, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if sheet.ndim == 4:
+    if path.suffix == ".mp4":
+        _film(sheet, path, fps)
+    elif sheet.ndim == 4:
         path.write_bytes(animation(sheet, fps=fps, format=path.suffix[1:].upper()))
     else:
         _picture(sheet).save(path)
     return path
+
+
+def pyav(path: Path) -> Any:
+    """The library that reads and writes films.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; names the file that needs it.
+    """
+    try:
+        import av
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{path.name} needs PyAV, which is not there; pip install 'diffx[video]', or use .gif, .webp or .png"
+        ) from error
+    return av
+
+
+def _film(frames: Tensor, path: Path, fps: float) -> None:
+    """H.264 of frames (T, C, H, W) uint8; of odd sides it takes a line less."""
+    from fractions import Fraction
+
+    av = pyav(path)
+    height, width = (side // 2 * 2 for side in frames.shape[2:])
+    with av.open(str(path), "w") as film:
+        stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "12"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for frame in frames:
+            film.mux(stream.encode(av.VideoFrame.from_image(_picture(frame[:, :height, :width]).convert("RGB"))))
+        film.mux(stream.encode())
 
 
 def save_sound(sound: Tensor, path: str | os.PathLike, rate: int) -> Path:

@@ -9,7 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from diffx.conditions import Cond
-from diffx.networks import MLP, RIN, DanceUNet, DiffWave, DiT, MousaiUNet, PriorTransformer, SongUNet, UNet, UViT, WaveUNet
+from diffx.networks import (
+    MLP,
+    RIN,
+    DanceUNet,
+    DiffWave,
+    DiT,
+    MousaiUNet,
+    PriorTransformer,
+    SongUNet,
+    SpaceToDepth,
+    UNet,
+    UViT,
+    VideoUNet,
+    WaveUNet,
+)
 
 
 def everything(net: nn.Module, n: int, size: tuple[int, ...]) -> Cond:
@@ -95,6 +109,10 @@ NETWORKS = {
             3, 6, size=8, width=32, depth=2, heads=4, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, other_sizes="count"
         )
     ),
+    "dit_clips": Case(
+        lambda: DiT(3, size=(4, 8, 8), patch=(2, 2, 2), width=16, depth=1, heads=2, maps={"known": 1}, other_sizes="stretch"),
+        shape=(3, 4, 8, 8),
+    ),
     "dit_text": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, tokens={"t5": 12, "clip": 7}, other_sizes="stretch")),
     "rin": Case(lambda: RIN(3, **SMALL_RIN, other_sizes="stretch"), carry=(4, 16)),
     "rin_all": Case(
@@ -111,6 +129,9 @@ NETWORKS = {
         ),
         carry=(4, 16),
     ),
+    "rin_clips": Case(
+        lambda: RIN(3, **{**SMALL_RIN, "size": (4, 8, 8), "patch": (1, 4, 4)}, other_sizes="stretch"), shape=(3, 4, 8, 8), carry=(4, 16)
+    ),
     "uvit": Case(lambda: UViT(3, **SMALL_UVIT, other_sizes="stretch")),
     "uvit_all": Case(
         lambda: UViT(
@@ -125,6 +146,17 @@ NETWORKS = {
             other_sizes="stretch",
         )
     ),
+    "deep_pixels": Case(lambda: SpaceToDepth(UNet(12, 24, **SMALL, classes=4, maps={"low_res": 12}))),
+    "video_unet": Case(lambda: VideoUNet(UNet(3, **SMALL), heads=2), shape=(3, 4, 8, 8)),
+    "video_unet_all": Case(
+        lambda: VideoUNet(
+            UNet(3, 6, **SMALL, classes=4, vectors={"size": 2}, tokens={"t5": 12, "clip": 7}, maps={"low_res": 3, "mask": 1}),
+            attention_levels=(-1,),
+            conv_levels=None,
+        ),
+        shape=(3, 4, 8, 8),
+    ),
+    "video_ddpmpp": Case(lambda: SpaceToDepth(VideoUNet(SongUNet(12, **SMALL, classes=4), heads=2)), shape=(3, 3, 8, 8), fresh_zero=False),
     "wave_unet": Case(lambda: WaveUNet(2, widths=(8, 12, 16), factors=(2, 3), blocks=(1, 2, 1)), shape=(2, 24)),
     "wave_unet_all": Case(
         lambda: WaveUNet(

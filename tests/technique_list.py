@@ -11,12 +11,12 @@ from diffx.augment import AugmentPipe
 from diffx.codebook import Codebook
 from diffx.codecs import KL, Standardised
 from diffx.degradations import Blur, GaussianMask
-from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, X0Precond
+from diffx.denoiser import EDMPrecond, FlowPrecond, FlowTime, VPrecond, X0Precond
 from diffx.distances import ObjectRegions
 from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, TokenUNet, UNet
+from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, TokenUNet, UNet, VideoUNet
 from diffx.samplers import Euler, Heun, MultiStep
 from diffx.schedules import DDPM, Bands, Cosine, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
@@ -36,6 +36,7 @@ from diffx.techniques import (
     ProgressiveDistillation,
     RINDiffusion,
     SuperResolution,
+    VideoDiffusion,
     VQAutoencoder,
 )
 from diffx.techniques.consistency import EasyTuning
@@ -73,7 +74,7 @@ def rin(**options: Any) -> RINDiffusion:
 
 
 def progressive(teacher: Denoiser | None = None, **options: Any) -> ProgressiveDistillation:
-    return ProgressiveDistillation(teacher or Denoiser(unet()), shape=(1, 8, 8), **{"teacher_steps": 4, "iterations": 8, **options})
+    return ProgressiveDistillation(teacher or Denoiser(unet()), **{"shape": (1, 8, 8), "teacher_steps": 4, "iterations": 8, **options})
 
 
 def consistency(**options: Any) -> ConsistencyDistillation:
@@ -191,6 +192,20 @@ def vq(**options: Any) -> VQAutoencoder:
     return VQAutoencoder(codec, **{"shape": (1, 8, 8), "entropy": 0.1, **options})
 
 
+def video(shown: bool = False, **options: Any) -> VideoDiffusion:
+    net = VideoUNet(unet(**({"maps": {"given": 1, "known": 1}} if shown else {})), heads=2)
+    return VideoDiffusion(Denoiser(net), shape=(1, 3, 8, 8), sampler=Heun(4), **options)
+
+
+def frame_rate() -> SuperResolution:
+    net = VideoUNet(unet(maps={"low_res": 1, "original": 1}, vectors={"augmentation": 1}), (), None)
+    return SuperResolution(Denoiser(net), shape=(1, 4, 8, 8), factor=(2, 2, 2), sampler=Heun(4))
+
+
+def clips(n: int, frames: int = 3) -> dict[str, Any]:
+    return {"x": torch.rand(n, 1, frames, 8, 8, generator=torch.Generator().manual_seed(n)) * 2 - 1, "label": torch.arange(n) % 4}
+
+
 TECHNIQUES = {
     "edm": Case(edm, pictures, labels),
     "edm_unconditional": Case(lambda: edm(unet(classes=0)), pictures, lambda n: Cond()),
@@ -218,6 +233,11 @@ TECHNIQUES = {
     "knowledge": Case(knowledge, boxed, key_prompts),
     "cold": Case(cold, pictures, labels),
     "cold_mask": Case(lambda: cold(degradation=GaussianMask(4, centred=False)), pictures, labels),
+    "video": Case(video, clips, labels),
+    "video_progressive": Case(lambda: progressive(Denoiser(VideoUNet(unet(), heads=2), VPrecond()), shape=(1, 3, 8, 8)), clips, labels),
+    "video_stills": Case(lambda: video(stills=2), clips, labels),
+    "video_shown": Case(lambda: video(shown=True), clips, labels),
+    "video_frame_rate": Case(frame_rate, lambda n: clips(n, 4), lambda n: replace(labels(n), maps={"low_res": torch.zeros(n, 1, 2, 4, 4)})),
     "prior": Case(prior, embedded, words),
     "vq": Case(vq, pictures, lambda n: Cond()),
     "latent": Case(latent_edm, pictures, labels),

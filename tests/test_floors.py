@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "diffx").rglob("*.py"))
 
 FLOORS = {
-    1: "version tensors batch rng files precomputed codecs codebook tokenizers media audio metrics recipes data",
-    2: "schedules weightings distances conditions masking renoising degradations resizing text annotators augment averages lr_schedules",
+    1: "version tensors resizing batch rng files precomputed codecs codebook tokenizers media audio metrics recipes data",
+    2: "schedules weightings distances conditions masking renoising degradations text annotators augment averages lr_schedules",
     3: "denoiser experts samplers networks",
-    4: "guidance parts module editing cascade interop",
+    4: "guidance parts module editing cascade continuation interop",
     5: "techniques callbacks",
     6: "cli fit sample evaluate encode edit export merge submit doctor studio",
 }

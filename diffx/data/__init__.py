@@ -18,10 +18,12 @@ from .shards import Shards
 from .sounds import SoundArrays, SoundFolder
 from .source import Batch, Items, Source
 from .strings import Strings
+from .video import ClipFolder, MovingDigits, MovingShapes
 
 __all__ = [
-    "Annotated", "Annotation", "AnnotationFile", "Annotator", "Arrays", "Batch", "BucketOrder", "Buckets", "DataModule", "Detection",
-    "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "Order", "PictureItems", "PictureModule", "PictureReader",
-    "Placed", "Shapes", "ShapesOracle", "Shards", "SoundArrays", "SoundFolder", "Source", "Strings", "TorchvisionSet", "annotate",
-    "equal_area_buckets", "grid_buckets", "normalise", "shard", "size_crop", "split", "stream",
+    "Annotated", "Annotation", "AnnotationFile", "Annotator", "Arrays", "Batch", "BucketOrder", "Buckets", "ClipFolder", "DataModule",
+    "Detection", "Digits", "Emoji", "ImageFolder", "Items", "Latents", "Mapped", "Memory", "MovingDigits", "MovingShapes", "Order",
+    "PictureItems", "PictureModule", "PictureReader", "Placed", "Shapes", "ShapesOracle", "Shards", "SoundArrays", "SoundFolder",
+    "Source", "Strings", "TorchvisionSet", "annotate", "equal_area_buckets", "grid_buckets", "normalise", "shard", "size_crop", "split",
+    "stream",
 ]  # fmt: skip

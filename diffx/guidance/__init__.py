@@ -14,9 +14,10 @@ from .contrast import Autoguidance, ClassifierFree, Interval, PerBand, Piecewise
 from .correction import DynamicThreshold, Rescale, StaticThreshold
 from .keywords import KeyWordBoost
 from .logits import Rising, guided_logits
+from .reconstruction import reconstruction_guided, replaced
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval", "KeyWordBoost",
     "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
-    "guided_logits",
+    "guided_logits", "reconstruction_guided", "replaced",
 ]  # fmt: skip

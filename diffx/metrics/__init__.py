@@ -7,6 +7,7 @@ from .figures import FIGURES, Evidence, Figure, Unsuited, figure_names, measure
 from .frechet import Moments, frechet
 from .judge import ClassJudge
 from .kid import kid, mmd
+from .motion import MOTION, ClipFeatures, Motion, motion
 from .nearest import kth_distance, median_interval, nearest
 from .pitch_judge import PitchJudge
 from .precision_recall import precision_recall
@@ -15,14 +16,17 @@ from .sound import LogMel, log_spectral_distance, multi_resolution_stft, si_sdr,
 
 __all__ = [
     "FIGURES",
+    "MOTION",
     "Bound",
     "Claim",
     "ClassJudge",
+    "ClipFeatures",
     "Evidence",
     "Features",
     "Figure",
     "LogMel",
     "Moments",
+    "Motion",
     "PitchJudge",
     "Pixels",
     "TorchScript",
@@ -37,6 +41,7 @@ __all__ = [
     "measure",
     "median_interval",
     "mmd",
+    "motion",
     "multi_resolution_stft",
     "nearest",
     "precision_recall",

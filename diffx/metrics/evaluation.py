@@ -21,7 +21,7 @@ from ..recipes import recipe_of
 from ..recipes.runs import environment
 from .claim import Claim
 from .features import Features
-from .figures import FIGURES, Evidence, Figure, figure_names, measure
+from .figures import FIGURES, PUBLISHED, Evidence, Figure, figure_names, measure
 from .own import own_features, own_figures
 from .real import asked_rows, real_items, take
 from .report import write
@@ -120,7 +120,7 @@ def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: in
 def _promised(claim: Mapping[str, Any], features: Sequence[Features | None], n: int | None, own: Iterable[Figure]) -> tuple[Claim, int]:
     """The claim, read, and how many samples to draw for it; ``own`` are the figures of data and module beside those that suit all."""
     names = [name for figure in own for name in figure.names]
-    promise = Claim.parse(claim, {*figure_names(), "fid", *names, *(name for some in features for name in figure_names(some))})
+    promise = Claim.parse(claim, {*figure_names(), *PUBLISHED, *names, *(name for some in features for name in figure_names(some))})
     n = (promise.samples or 1000) if n is None else n
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")

@@ -44,9 +44,11 @@ class TorchScript:
     TorchScript file runs the code in it**: only name files you trust. Its SHA-256 is kept, so that a report can name the file.
 
     Args:
-        path: the ``.pt`` file; its forward takes (B, 3, H, W) and returns (B, D) or a tuple that begins with it.
-        name: how figures are labelled. Say "fid" only of the Inception network that defines FID; the Frechet distance is then reported as
-        ``fid``. size: side in pixels to which images are resized (bilinear, antialiased), None = as they are.
+        path: the ``.pt`` file; its forward takes (B, 3, H, W), or of clips (B, 3, T, H, W), and returns (B, D) or a tuple that
+            begins with it.
+        name: how figures are labelled. Say "fid" only of the Inception network that defines FID, and "fvd" of the video network that
+            defines FVD; the Frechet distance is then reported as ``fid`` or ``fvd``.
+        size: side in pixels to which images are resized (bilinear, antialiased), None = as they are.
         low: value given to black (x = -1).
         high: value given to white (x = 1). The common FID network takes bytes: ``low=0, high=255``.
         options: keyword arguments of its forward, such as ``{"return_features": True}``.
@@ -81,11 +83,13 @@ class TorchScript:
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Features (B, D) of images ``x`` (B, C, H, W) in [-1, 1]; one channel is repeated to three."""
+        """Features (B, D) of images ``x`` (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; one channel is repeated to three."""
         x = x.clamp(-1, 1).to(self.device)
-        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        x = x.expand(-1, 3, *x.shape[2:]) if x.shape[1] == 1 else x
         if self.size is not None and x.shape[-2:] != (self.size, self.size):
-            x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+            frames = x.movedim(1, -3).flatten(0, -4)
+            frames = F.interpolate(frames, (self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+            x = frames.unflatten(0, (len(x), *x.shape[2:-2])).movedim(-3, 1)
         out = self.net((x + 1) / 2 * (self.high - self.low) + self.low, **self.options)
         return (out[0] if isinstance(out, (tuple, list)) else out).flatten(1)
 

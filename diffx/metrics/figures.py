@@ -22,10 +22,11 @@ from .kid import kid
 from .nearest import median_interval, nearest
 from .precision_recall import precision_recall
 
-__all__ = ["FIGURES", "Evidence", "Figure", "Unsuited", "figure_names", "measure"]
+__all__ = ["FIGURES", "PUBLISHED", "Evidence", "Figure", "Unsuited", "figure_names", "measure"]
 
 JUDGE_PIXELS = 4096  # beyond this many numbers an item, a classifier on bare pixels says nothing
 FLOOR_DRAWS = 5
+PUBLISHED = ("fid", "fvd")  # features by whose name the Frechet distance on them is known
 Results: TypeAlias = dict[str, dict[str, Any]]
 
 
@@ -225,8 +226,8 @@ def figure_names(features: Features | None = None) -> list[str]:
 
 
 def _named(figure: str, features: Features) -> str:
-    if features.name == "fid" and figure == "frechet":
-        return "fid"
+    if features.name in PUBLISHED and figure == "frechet":
+        return features.name
     return figure if isinstance(features, Pixels) else f"{figure}_{features.name}"
 
 

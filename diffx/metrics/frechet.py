@@ -94,7 +94,9 @@ def frechet(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """Squared Frechet distance ``|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`` of two feature sets (N, D) or their `Moments`.
 
     The last trace is the sum of the singular values of ``A^1/2 B^1/2``: only symmetric eigenproblems and one SVD, so covariances of any
-    rank are fine and the result is symmetric, real and not negative. Units: squared feature units, summed over D.
+    rank are fine and the result is symmetric, real and not negative. Where a set of fewer than D features is given itself, with rows X
+    about their mean, it is the sum of the roots of the eigenvalues of ``X B X^T / (N - 1)``, which is a small matrix. Units: squared
+    feature units, summed over D.
 
     Raises:
         ValueError: the sets have features of different width or fewer than two items.
@@ -103,14 +105,25 @@ def frechet(a: Tensor | Moments, b: Tensor | Moments) -> float:
     left, right = one.covariance, two.covariance
     if left.shape != right.shape:
         raise ValueError(f"the two sets must have features of one width, got {len(left)} and {len(right)}")
-    overlap = torch.linalg.svdvals(_root(left) @ _root(right)).sum()
+    overlap = _overlap((a, one, right), (b, two, left))
     distance = (one.mean - two.mean).square().sum() + left.trace() + right.trace() - 2 * overlap
     return max(distance.item(), 0.0)
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """Symmetric square root; eigenvalues at the level of rounding count as zero, since the root would lift 1e-16 to 1e-8."""
-    values, vectors = torch.linalg.eigh(covariance)
+def _overlap(*sides: tuple[Tensor | Moments, Moments, Tensor]) -> Tensor:
+    """Trace of the geometric mean of the covariances; each side is (what was given, its moments, the other's covariance)."""
+    for given, own, other in sides:
+        if isinstance(given, Tensor) and own.count < len(other):
+            deviation = rows(given) - own.mean
+            return _roots(torch.linalg.eigvalsh(deviation @ other @ deviation.T / (own.count - 1))).sum()
+    roots = []
+    for _, _, covariance in sides:
+        values, vectors = torch.linalg.eigh(covariance)
+        roots.append((vectors * _roots(values)) @ vectors.T)
+    return torch.linalg.svdvals(roots[0] @ roots[1]).sum()
+
+
+def _roots(values: Tensor) -> Tensor:
+    """Roots of rising eigenvalues; those at the level of rounding count as zero, since the root would lift 1e-16 to 1e-8."""
     floor = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
-    values = torch.where(values > floor, values, 0.0)
-    return (vectors * values.sqrt()) @ vectors.T
+    return torch.where(values > floor, values, 0.0).sqrt()

@@ -9,6 +9,7 @@ from typing import Any
 from ..data import Annotated, Emoji, Shapes, SoundArrays, SoundFolder, Strings
 from .features import Features
 from .figures import Evidence, Figure, Results, Unsuited
+from .motion import MOTION
 from .pitch_judge import NAMES as PITCH
 from .pitch_judge import PitchJudge, pitch_figure
 from .retrieval import retrieval_figure
@@ -20,14 +21,14 @@ __all__ = ["own_features", "own_figures"]
 
 @singledispatch
 def own_figures(data: Any, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
-    """The figures of a DataModule's own judge; none, unless its class is registered here.
+    """The figures of a DataModule's own judge, where its class is registered here; of any other, those of motion if it gives clips.
 
     Args:
         data: the DataModule.
         asked: the real items, in the order of the samples, whose conditions the samples were asked to show: names -> columns as in its
             batches. Empty where only the names of the figures are wanted.
     """
-    return ()
+    return MOTION if len(getattr(data, "shape", ())) == 4 else ()
 
 
 @own_figures.register

@@ -12,10 +12,12 @@ from .mousai_unet import MousaiUNet
 from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
+from .space_to_depth import SpaceToDepth
 from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
 from .uvit import UViT
+from .video_unet import VideoUNet
 from .wave_unet import WaveUNet
 
 __all__ = [
@@ -31,10 +33,12 @@ __all__ = [
     "PriorTransformer",
     "Site",
     "SongUNet",
+    "SpaceToDepth",
     "TokenTransformer",
     "TokenUNet",
     "UNet",
     "UViT",
+    "VideoUNet",
     "WaveUNet",
     "added_control",
     "attention_control",

@@ -30,7 +30,8 @@ class Site(NamedTuple):
 
     Attributes:
         layer: dotted name of the layer in its network.
-        kind: ``"self"``, ``"cross"``, or ``"joint"`` (data and text tokens in one sequence).
+        kind: ``"self"``, ``"cross"``, ``"joint"`` (data and text tokens in one sequence), or ``"time"`` (over the frames of a clip, one row
+            of the batch for each place in the picture).
         grid: size of the feature map that the queries come from, e.g. ``(h, w)``; rows first.
         n_prefix: queries in front of the grid (register or class tokens).
         key_slices: what the keys are: ``"grid"``, ``"null"`` (the learned null token), ``"latents"`` (RIN's) or a token source -> slice of
@@ -39,7 +40,7 @@ class Site(NamedTuple):
     """
 
     layer: str
-    kind: Literal["self", "cross", "joint"]
+    kind: Literal["self", "cross", "joint", "time"]
     grid: tuple[int, ...]
     n_prefix: int
     key_slices: Mapping[str, slice]
@@ -82,9 +83,10 @@ def active_controller() -> AttentionController | None:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, site: Site, *, mask: Tensor | None = None, control: AttentionController | None = None
-) -> Tensor:
-    """Scaled dot-product attention ``softmax(q k^T / sqrt(d)) v``.
+    q: Tensor, k: Tensor, v: Tensor, site: Site, *, mask: Tensor | None = None, bias: Tensor | None = None,
+    control: AttentionController | None = None,
+) -> Tensor:  # fmt: skip
+    """Scaled dot-product attention ``softmax(q k^T / sqrt(d) + bias) v``.
 
     Args:
         q: (B, heads, queries, d).
@@ -92,15 +94,19 @@ def attend(
         v: (B, heads, keys, d).
         site: where this happens, for the controller.
         mask: bool, broadcastable to (B, heads, queries, keys), True = may be attended; every query needs at least one key.
+        bias: broadcastable alike, added to the scores.
         control: the controller, or None.
 
     Returns:
         (B, heads, queries, d).
     """
     if control is None or not control.wants(site):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        added = mask if bias is None else bias.to(q.dtype) if mask is None else bias.to(q.dtype).masked_fill(~mask, float("-inf"))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=added)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     probs = control.probs(control.scores(scores, site).softmax(-1), site)

@@ -3,7 +3,8 @@
 Distinctive choices
 - Parameters have the names and shapes of the published checkpoints, which therefore load as they are (`diffx.interop`).
 - Blocks are adaLN-Zero: a fresh block is the identity, a fresh network returns exactly zero.
-- Positions are a fixed formula, not weights: no part of ``state_dict``, and any token grid can be given.
+- Positions are a fixed formula, not weights: no part of ``state_dict``, and any token grid can be given. Those of clips are the sum of
+  the positions of pictures and of the same waves over time.
 - The null label is a learned row of the table, as published; what is hidden or absent reads it.
 - Text enters by cross-attention between a block's self-attention and its perceptron, not modulated, with an output that begins at zero
   (PixArt-alpha, arXiv:2310.00426); without sources of tokens there is no such layer.
@@ -12,7 +13,8 @@ Distinctive choices
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -23,10 +25,10 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .attention import Site, TokenAttention, active_controller, attend
-from .border import NO_COND, Conditions, check_input, concat_maps, cross_context, refuse_grid
+from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context, refuse_grid
 from .embedders import VectorEmbedding, sinusoid
 from .layers import Context, zero
-from .patches import patchify, position_table, unpatchify
+from .patches import patchify, position_table, unpatchify, waves
 
 __all__ = ["DIT_SIZES", "DiT"]
 
@@ -37,15 +39,15 @@ WAVES = 256  # of the noise sinusoid
 
 @recorded
 class DiT(nn.Module):
-    """Diffusion transformer over pictures or their latents, with label, vector, token and map conditions.
+    """Diffusion transformer over pictures ``(B, C, H, W)``, clips ``(B, C, T, H, W)`` or their latents.
 
-    Side lengths must be divisible by ``patch``.
+    It takes label, vector, token and map conditions. Side lengths must be divisible by ``patch``.
 
     Args:
         channels: channels of x.
         out_channels: channels of the output; None = ``channels``, twice that for a learned variance.
-        size: side length, or (height, width), of x that the position table is laid out for.
-        patch: side length p of a patch; a picture has H W / p^2 tokens.
+        size: side length of pictures, or (height, width) or (frames, height, width), that the position table is laid out for.
+        patch: side length p of a patch, one number or one per axis of ``size``; a picture has H W / p^2 tokens.
         width: width D of the tokens, divisible by 4 and by ``heads``.
         depth: number of blocks.
         heads: attention heads.
@@ -69,8 +71,8 @@ class DiT(nn.Module):
         self,
         channels: int = 4,
         out_channels: int | None = None,
-        size: int | tuple[int, int] = 32,
-        patch: int = 2,
+        size: int | Sequence[int] = 32,
+        patch: int | Sequence[int] = 2,
         width: int = 384,
         depth: int = 12,
         heads: int = 6,
@@ -82,25 +84,28 @@ class DiT(nn.Module):
         other_sizes: Literal["refuse", "stretch", "count"] = "refuse",
     ) -> None:
         super().__init__()
-        height, breadth = (size, size) if isinstance(size, int) else size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        self.patch = (patch,) * len(size) if isinstance(patch, int) else tuple(patch)
         if width % heads or width % 4:
             raise ValueError(f"width must be divisible by heads = {heads} and by 4, got {width}")
-        if height % patch or breadth % patch:
+        if len(size) not in (2, 3) or len(self.patch) != len(size):
+            raise ValueError(f"size has two or three axes and patch as many, got {size} and {patch}")
+        if any(side % p for side, p in zip(size, self.patch, strict=True)):
             raise ValueError(f"size must be divisible by patch = {patch}, got {size}")
         if other_sizes not in ("refuse", "stretch", "count"):
             raise ValueError(f"other_sizes is 'refuse', 'stretch' or 'count', got {other_sizes!r}")
         self.channels, self.out_channels = channels, channels if out_channels is None else out_channels
-        self.patch, self.width, self.other_sizes = patch, width, other_sizes
-        self.grid = (height // patch, breadth // patch)
+        self.width, self.other_sizes = width, other_sizes
+        self.grid = tuple(side // p for side, p in zip(size, self.patch, strict=True))
         self.conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
-        self.x_embedder = PatchEmbedder(channels + sum(self.conditions.maps.values()), patch, width)
+        self.x_embedder = PatchEmbedder(channels + sum(self.conditions.maps.values()), self.patch, width)
         self.t_embedder = NoiseEmbedder(width)
         self.y_embedder = LabelTable(classes, width) if classes else None
         self.vectors = nn.ModuleList(VectorEmbedding(name, length, width) for name, length in self.conditions.vectors.items())
         sources = self.conditions.tokens
         self.blocks = nn.ModuleList(Block(width, heads, int(width * mlp_ratio), f"blocks.{i}", sources) for i in range(depth))
-        self.final_layer = FinalLayer(width, patch * patch * self.out_channels)
-        self.register_buffer("pos_embed", torch.empty(1, self.grid[0] * self.grid[1], width), persistent=False)
+        self.final_layer = FinalLayer(width, math.prod(self.patch) * self.out_channels)
+        self.register_buffer("pos_embed", torch.empty(1, math.prod(self.grid), width), persistent=False)
         self.initialise()
 
     @classmethod
@@ -137,16 +142,16 @@ class DiT(nn.Module):
         self.pos_embed.copy_(self.positions(self.grid, torch.float64))
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
+        """Map scaled data ``(B, channels, *size)`` at noise coordinates ``(B,)`` to ``(B, out_channels, *size)``.
 
         Raises:
             ValueError: a size that ``patch`` does not divide or that the positions are not made for, or conditions the network does not
                 know (see `Conditions.check`).
         """
         cond = NO_COND if cond is None else cond
-        check_input(x, noise, self.channels, self.patch)
+        check_sizes(x, noise, self.channels, self.patch)
         self.conditions.check(x, cond)
-        grid = (x.shape[2] // self.patch, x.shape[3] // self.patch)
+        grid = tuple(side // p for side, p in zip(x.shape[2:], self.patch, strict=True))
         positions = self.pos_embed if grid == self.grid else self._other(x, grid)
         weight = self.final_layer.linear.weight
         tokens = self.x_embedder(concat_maps(x.to(weight.dtype), cond, tuple(self.conditions.maps))) + positions.to(weight.dtype)
@@ -165,28 +170,32 @@ class DiT(nn.Module):
             emb = emb + vector(cond, len(noise))
         return emb
 
-    def positions(self, grid: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-        """The table ``(1, N, width)`` for a ``grid`` (rows, columns), stretched over the network's own or counted."""
+    def positions(self, grid: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """The table ``(1, N, width)`` for a ``grid`` (frames,) rows, columns, stretched over the network's own or counted."""
         stretch = [own / side if self.other_sizes == "stretch" else 1.0 for own, side in zip(self.grid, grid, strict=True)]
         lines = [torch.arange(side, dtype=dtype, device=self.pos_embed.device) * s for side, s in zip(grid, stretch, strict=True)]
-        return position_table(lines[0], lines[1], self.width)[None]
+        table = position_table(lines[-2], lines[-1], self.width)
+        if len(grid) == 3:
+            table = (waves(lines[0], self.width)[:, None] + table).flatten(0, 1)
+        return table[None]
 
-    def _other(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _other(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         if self.other_sizes == "refuse":
-            refuse_grid(x, grid, self.grid, (self.patch, self.patch), "'stretch' or 'count'")
+            refuse_grid(x, grid, self.grid, self.patch, "'stretch' or 'count'")
         return self.positions(grid)
 
 
 class PatchEmbedder(nn.Module):
     """One linear map of each patch. Its weight has the layout of a strided convolution, as published."""
 
-    def __init__(self, channels: int, patch: int, width: int) -> None:
+    def __init__(self, channels: int, patch: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+        self.patch = patch
+        self.proj = (nn.Conv2d if len(patch) == 2 else nn.Conv3d)(channels, width, patch, stride=patch)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = rearrange(self.proj.weight, "d c p q -> d (p q c)")
-        return F.linear(patchify(x, self.proj.kernel_size[0]), weight, self.proj.bias)  # contiguous tokens, unlike the convolution's
+        weight = self.proj.weight.movedim(1, -1).flatten(1)
+        return F.linear(patchify(x, self.patch), weight, self.proj.bias)  # contiguous tokens, unlike the convolution's
 
 
 class NoiseEmbedder(nn.Module):
@@ -223,7 +232,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Context, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, context: Context, grid: tuple[int, ...]) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
         site = Site(self.layer, "self", grid, 0, {"grid": slice(0, x.shape[1])}, context.noise)
         return self.proj(rearrange(attend(q, k, v, site, control=context.control), "b h n d -> b n (h d)"))
@@ -248,7 +257,7 @@ class TextAttention(TokenAttention):
         super().__init__(width, heads, sources, nn.LayerNorm(width, eps=1e-6, elementwise_affine=False))
         self.layer = layer
 
-    def forward(self, x: Tensor, context: Context, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, context: Context, grid: tuple[int, ...]) -> Tensor:
         return x + self.read(self.norm(x), context, grid)
 
 
@@ -262,7 +271,7 @@ class Block(nn.Module):
         self.mlp = Mlp(width, hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, context: Context, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, context: Context, grid: tuple[int, ...]) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(context.emb)[:, None].chunk(6, -1)
         x = torch.addcmul(x, gate1, self.attn(modulated(x, shift1, scale1), context, grid))
         if self.cross is not None:

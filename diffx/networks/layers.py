@@ -12,7 +12,19 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from .attention import AttentionController
 
-__all__ = ["Context", "Norm", "Pointwise", "Resample", "zero"]
+__all__ = ["Clip", "Context", "Norm", "Pointwise", "Resample", "zero"]
+
+
+class Clip(NamedTuple):
+    """How the rows of a batch of frames make clips: ``frames`` of one sample follow each other.
+
+    Attributes:
+        frames: number T of frames of a sample.
+        stills: bool (T,), or (B, T) where samples differ: frames that stand alone, True = still picture; None = all are one clip.
+    """
+
+    frames: int
+    stills: Tensor | None
 
 
 class Context(NamedTuple):
@@ -24,6 +36,7 @@ class Context(NamedTuple):
         tokens: token source -> (B, L, D) states for cross-attention, in the network's order of sources.
         mask: (B, 1 + sum of L) bool over the null token and all sources, True = may be attended; None = everything may.
         control: attention controller of this call, or None.
+        clip: in networks over video, how the rows make clips; in those over pictures, None.
     """
 
     emb: Tensor
@@ -31,6 +44,7 @@ class Context(NamedTuple):
     tokens: Mapping[str, Tensor]
     mask: Tensor | None
     control: AttentionController | None
+    clip: Clip | None = None
 
 
 class Norm(nn.GroupNorm):

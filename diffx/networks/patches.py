@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["patchify", "position_table", "stretched", "unpatchify"]
+__all__ = ["patchify", "position_table", "stretched", "unpatchify", "waves"]
 
 
 def patchify(x: Tensor, patch: int | Sequence[int]) -> Tensor:
@@ -55,11 +55,16 @@ def position_table(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """
     if width % 4:
         raise ValueError(f"sines and cosines of rows and columns need a width divisible by 4, got {width}")
-    quarter = width // 4
-    frequency = 10_000.0 ** (-torch.arange(quarter, dtype=rows.dtype, device=rows.device) / quarter)
-    down, along = (torch.cat([angle.sin(), angle.cos()], 1) for angle in (rows[:, None] * frequency, columns[:, None] * frequency))
+    down, along = waves(rows, width // 2), waves(columns, width // 2)
     grid = (len(rows), len(columns), width // 2)
     return torch.cat([along[None].expand(grid), down[:, None].expand(grid)], 2).flatten(0, 1)
+
+
+def waves(line: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, of places on a line ``(N,)``: ``(N, width)`` with frequencies from 1 towards 1 / 10,000, without reaching it."""
+    half = width // 2
+    angle = line[:, None] * 10_000.0 ** (-torch.arange(half, dtype=line.dtype, device=line.device) / half)
+    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 def stretched(table: Tensor, grid: Sequence[int]) -> Tensor:

@@ -77,7 +77,7 @@ class SongUNet(nn.Module):
         super().__init__()
         if embedding not in ("positional", "fourier"):
             raise ValueError(f"embedding is 'positional' or 'fourier', got {embedding!r}")
-        self.channels, self.divisor = channels, 2 ** (len(mults) - 1)
+        self.channels, self.out_channels, self.divisor = channels, out_channels or channels, 2 ** (len(mults) - 1)
         self.conditions = Conditions(classes, dict(vectors or {}), {}, dict(maps or {}))
         attending = check_levels("attention_levels", attention_levels, len(mults))
         half, eps, emb = 0.5**0.5, 1e-6, emb_mult * width
@@ -104,7 +104,7 @@ class SongUNet(nn.Module):
             resample=lambda c, mode: ResBlock(c, c, style, mode), pyramid=halve if pyramid else None, inputs=inputs,
         )  # fmt: skip
         self.norm = Norm(mults[0] * width, eps)
-        self.head = nn.Conv2d(mults[0] * width, out_channels or channels, 3, padding=1)
+        self.head = nn.Conv2d(mults[0] * width, self.out_channels, 3, padding=1)
         name_attention(self)
         self.initialise()
 
@@ -142,10 +142,17 @@ class SongUNet(nn.Module):
         cond = NO_COND if cond is None else cond
         check_input(x, noise, self.channels, self.divisor)
         self.conditions.check(x, cond)
-        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps)).contiguous(memory_format=torch.channels_last)
-        context = Context(self.embed(noise, cond), noise, {}, None, active_controller())
-        x = self.body(self.stem(x), context, inputs=x)
-        return self.head(F.silu(self.norm(x)))
+        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
+        return self.walk(x, self.context(noise, cond))
+
+    def context(self, noise: Tensor, cond: Cond) -> Context:
+        """What every block is told of noise coordinates (B,) and conditions."""
+        return Context(self.embed(noise, cond), noise, {}, None, active_controller())
+
+    def walk(self, x: Tensor, context: Context) -> Tensor:
+        """From stem to head: data with its maps ``(B, C, H, W)`` to ``(B, out_channels, H, W)``."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.head(F.silu(self.norm(self.body(self.stem(x), context, inputs=x))))
 
     def embed(self, noise: Tensor, cond: Cond) -> Tensor:
         """The embedding ``(B, E)`` of noise, label and vectors that is added in every block."""

@@ -95,7 +95,7 @@ class UNet(nn.Module):
         super().__init__()
         if resample not in ("block", "conv"):
             raise ValueError(f"resample is 'block' or 'conv', got {resample!r}")
-        self.channels, self.divisor = channels, 2 ** (len(mults) - 1)
+        self.channels, self.out_channels, self.divisor = channels, out_channels or channels, 2 ** (len(mults) - 1)
         self.conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
         widths = [int(mult * width) for mult in mults]
         attending = check_levels("attention_levels", attention_levels, len(mults))
@@ -124,7 +124,7 @@ class UNet(nn.Module):
             raise ValueError(f"blocks names {len(counts)} levels, mults {len(mults)}")
         self.body = UBody(widths[0], widths, counts, block=block, resample=step)
         self.norm = Norm(widths[0])
-        self.head = nn.Conv2d(widths[0], out_channels or channels, 3, padding=1)
+        self.head = nn.Conv2d(widths[0], self.out_channels, 3, padding=1)
         name_attention(self)
         self.initialise()
 
@@ -164,13 +164,18 @@ class UNet(nn.Module):
         cond = NO_COND if cond is None else cond
         check_input(x, noise, self.channels, self.divisor)
         self.conditions.check(x, cond)
-        dtype = self.stem.weight.dtype
-        x = concat_maps(x.to(dtype), cond, tuple(self.conditions.maps)).contiguous(memory_format=torch.channels_last)
-        context = Context(
-            self.embed(noise, cond), noise, *cross_context(cond, tuple(self.conditions.tokens), dtype), control=active_controller()
-        )
-        x = self.body(self.stem(x), context)
-        return self.head(F.silu(self.norm(x)))
+        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
+        return self.walk(x, self.context(noise, cond))
+
+    def context(self, noise: Tensor, cond: Cond) -> Context:
+        """What every block is told of noise coordinates (B,) and conditions."""
+        tokens, mask = cross_context(cond, tuple(self.conditions.tokens), self.stem.weight.dtype)
+        return Context(self.embed(noise, cond), noise, tokens, mask, active_controller())
+
+    def walk(self, x: Tensor, context: Context) -> Tensor:
+        """From stem to head: data with its maps ``(B, C, H, W)`` to ``(B, out_channels, H, W)``."""
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.head(F.silu(self.norm(self.body(x, context))))
 
     def embed(self, noise: Tensor, cond: Cond) -> Tensor:
         """The embedding ``(B, E)`` of noise, label and vectors that modulates every block."""

@@ -19,6 +19,7 @@ from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
 from .super_resolution import SuperResolution
+from .video import VideoDiffusion
 from .vq import VQAutoencoder
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "RINDiffusion",
     "SuperResolution",
     "VQAutoencoder",
+    "VideoDiffusion",
 ]

@@ -14,18 +14,18 @@ from ..conditions import Cond
 from ..denoiser import Denoiser
 from ..guidance import Guide
 from ..module import Batch
-from ..resizing import enlarge, shrink
+from ..resizing import enlarge, factors_of, shrink
 from ..samplers import Sampler
 from ..tensors import expand
 from .edm import EDM
 
-__all__ = ["LEVEL", "LOW_RES", "SuperResolution", "augmented"]
+__all__ = ["LEVEL", "LOW_RES", "ORIGINAL", "SuperResolution", "augmented"]
 
-LOW_RES, LEVEL = "low_res", "augmentation"
+LOW_RES, LEVEL, ORIGINAL = "low_res", "augmentation", "original"
 
 
 class SuperResolution(EDM):
-    """Denoising of large pictures that is shown a small one, itself a little noisy.
+    """Denoising of large pictures, or clips, that is shown a small one, itself a little noisy.
 
     The small picture is the large one shrunk (antialiased bicubic), enlarged again to the full size and mixed with noise:
     ``z = sqrt(1 - s^2) up + s n``. The share of noise s is drawn per sample in training and told to the network (noise-conditioning
@@ -33,42 +33,53 @@ class SuperResolution(EDM):
     channels of the data and the vector ``"augmentation"`` of length 1. Guidance contrasts all other conditions with their absence: picture
     and level are always seen.
 
+    Of clips ``(C, T, H, W)`` the frame rate may be raised as well, or alone (Imagen Video, arXiv:2210.02303): the small clip has every n-th
+    frame, each is shown n times, and the network needs the map ``"original"`` of one channel, which is 1 where it stands and 0 where it is
+    repeated.
+
     Args:
         denoiser: network with preconditioning.
-        factor: sides of the large picture over those of the small one.
+        factor: sides of the large picture over those of the small one; of clips, one number for height and width, or three for frames,
+            height and width.
         noise: range of s in training, standard deviations in [0, 1]: 0 is the clean small picture, 1 nothing but noise. ``(0, 0)`` trains
             without augmentation.
         level: s in sampling unless another is given.
         options: see `EDM`.
 
     Raises:
-        ValueError: a factor below 2 or that does not divide the sides, levels out of range, a network that is not told both.
+        ValueError: a factor that changes nothing or does not divide the sides, levels out of range, a network that is not told what it
+            needs.
     """
 
     source = LOW_RES
 
     def __init__(
-        self, denoiser: Denoiser, *, shape: Sequence[int], factor: int = 4, noise: Sequence[float] = (0.0, 1.0), level: float = 0.1,
-        **options: Any,
+        self, denoiser: Denoiser, *, shape: Sequence[int], factor: int | Sequence[int] = 4, noise: Sequence[float] = (0.0, 1.0),
+        level: float = 0.1, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(denoiser=denoiser, shape=shape, **options)
-        if factor < 2 or any(side % factor for side in self.shape[1:]):
+        factors = factors_of(factor, len(self.shape) - 1)
+        if max(factors) < 2 or any(side % by for side, by in zip(self.shape[1:], factors, strict=True)):
             raise ValueError(f"factor must be at least 2 and divide the sides {self.shape[1:]}, got {factor}")
         if len(noise) != 2 or not 0 <= noise[0] <= noise[1] <= 1 or not 0 <= level <= 1:
             raise ValueError(f"noise must be (lowest, highest) and level one share of noise in [0, 1], got {tuple(noise)} and {level}")
-        if missing := [name for name in (LOW_RES, LEVEL) if not denoiser.takes(name)]:
-            raise ValueError(f"super-resolution tells the network {missing}; build it with maps={{{LOW_RES!r}: {self.shape[0]}}} and "
-                             f"vectors={{{LEVEL!r}: 1}}")  # fmt: skip
-        self.factor, self.noise, self.level = factor, (float(noise[0]), float(noise[1])), level
+        marks = (ORIGINAL,) if len(factors) == 3 and factors[0] > 1 else ()
+        if missing := [name for name in (LOW_RES, *marks, LEVEL) if not denoiser.takes(name)]:
+            maps = {LOW_RES: self.shape[0], **dict.fromkeys(marks, 1)}
+            raise ValueError(f"super-resolution tells the network {missing}; build it with maps={maps} and vectors={{{LEVEL!r}: 1}}")
+        self.factors, self.marks, self.noise, self.level = factors, marks, (float(noise[0]), float(noise[1])), level
 
     @property
     def low_shape(self) -> tuple[int, ...]:
         """Shape of the small picture of one sample."""
-        return (self.shape[0], *(side // self.factor for side in self.shape[1:]))
+        return (self.shape[0], *self._low(self.shape[1:]))
+
+    def _low(self, size: Sequence[int]) -> tuple[int, ...]:
+        return tuple(side // by for side, by in zip(size, self.factors, strict=True))
 
     def condition(self, batch: Batch) -> Cond:
         """As in `Gaussian`, with the small picture: the batch's own ``"low_res"``, else its pictures shrunk."""
-        small = batch[LOW_RES] if LOW_RES in batch else shrink(batch["x"], self.factor)
+        small = batch[LOW_RES] if LOW_RES in batch else shrink(batch["x"], self.factors)
         cond = super().condition(batch)
         return replace(cond, maps={**cond.maps, LOW_RES: small})
 
@@ -89,11 +100,13 @@ class SuperResolution(EDM):
         if LOW_RES not in cond.maps:
             raise ValueError(f"super-resolution needs small pictures: give Cond(maps={{{LOW_RES!r}: (n, *{self.low_shape})}})")
         small, size = cond.maps[LOW_RES], tuple(shape[2:])
-        if tuple(small.shape[2:]) == size:
-            return cond
-        if tuple(small.shape[2:]) != tuple(side // self.factor for side in size):
-            raise ValueError(f"{LOW_RES!r} must be {self.factor} times smaller than the samples {size}, got {tuple(small.shape[2:])}")
-        return replace(cond, maps={**cond.maps, LOW_RES: enlarge(small, size)})
+        if tuple(small.shape[2:]) not in (size, self._low(size)):
+            raise ValueError(f"{LOW_RES!r} must have the size {self._low(size)} or {size}, got {tuple(small.shape[2:])}")
+        maps = {**cond.maps, LOW_RES: enlarge(small, size)}
+        for name in self.marks:
+            original = torch.arange(size[0], device=small.device) % self.factors[0] == 0
+            maps[name] = original.to(small.dtype).view(1, 1, -1, 1, 1).expand(len(small), 1, *size)
+        return replace(cond, maps=maps)
 
     def sample(self, n: int, cond: Cond = Cond(), *, guidance: float | Tensor | Guide = 1.0, sampler: Sampler | None = None,
                seed: int | None = None, shape: Sequence[int] | None = None, chunk: int | None = None,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffx.metrics import Pixels, TorchScript, extract
+from diffx.metrics import Evidence, Pixels, TorchScript, extract, measure
 
 
 class Means(nn.Module):
@@ -42,6 +42,23 @@ def test_torchscript_gets_bytes_in_three_channels(archive):
     assert TorchScript(archive)(x).tolist() == [[0]] * 4
     assert net.name == "fid"
     assert net.sha256 == hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def test_torchscript_gets_clips_frame_by_frame_of_its_size(tmp_path):
+    class Frames(nn.Module):
+        """The mean of each frame of the first channel, and the height."""
+
+        def forward(self, x):
+            return torch.cat([x[:, 0].mean((2, 3)), torch.full((x.shape[0], 1), float(x.shape[3]))], 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.jit.script(Frames()).save(tmp_path / "frames.pt")
+    x = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 3, 1, 1).expand(2, 1, 3, 8, 8)
+    net = TorchScript(tmp_path / "frames.pt", name="fvd", size=16)
+    assert extract(net, x).tolist() == [[0, 127.5, 255, 16]] * 2
+    figures, _ = measure(Evidence(torch.rand(6, 1, 3, 8, 8), torch.rand(9, 1, 3, 8, 8), features=net))
+    assert "fvd" in figures and "kid_fvd" in figures
 
 
 def test_chunks_do_not_matter():

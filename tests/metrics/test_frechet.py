@@ -96,3 +96,12 @@ def test_errors():
         frechet(torch.zeros(5, 1, 2, 2), torch.zeros(5, 4))
     with pytest.raises(ValueError, match="1 of 5 items have features that are not finite"):
         Moments(torch.tensor([1.0, 2.0, 3.0, float("nan"), 5.0])[:, None])
+
+
+@pytest.mark.parametrize("n", [2, 7, 39, 60])
+def test_few_rows_take_the_short_road_to_the_same_number(n):
+    few, many = torch.randn(n, 40).double() @ torch.randn(40, 40).double(), torch.randn(300, 40).double() + 0.3
+    long = frechet(Moments(few), Moments(many))
+    assert frechet(few, many) == pytest.approx(long, rel=1e-9)
+    assert frechet(Moments(many), few) == pytest.approx(long, rel=1e-9)
+    assert frechet(few, few) == pytest.approx(0, abs=1e-6 * few.square().sum().item())

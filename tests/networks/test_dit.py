@@ -189,7 +189,7 @@ def test_sizes_that_are_refused(size, message):
     [
         ({"width": 18}, "divisible by heads = 2 and by 4, got 18"),
         ({"width": 20, "heads": 3}, "divisible by heads = 3"),
-        ({"size": 9}, "size must be divisible by patch = 2, got 9"),
+        ({"size": 9}, r"size must be divisible by patch = 2, got \(9, 9\)"),
         ({"other_sizes": "crop"}, "'refuse', 'stretch' or 'count', got 'crop'"),
     ],
 )
@@ -244,3 +244,18 @@ def test_hidden_absent_and_masked_text_are_one():
 
 def test_without_sources_there_is_no_such_layer():
     assert small().state_dict().keys() == {name for name in small(tokens={"text": 6}).state_dict() if ".cross." not in name}
+
+
+def test_a_clip_of_one_frame_has_the_positions_of_a_picture():
+    picture = DiT(3, size=8, width=16, depth=1, heads=2)
+    clip = DiT(3, size=(4, 8, 8), patch=(1, 2, 2), width=16, depth=1, heads=2)
+    table = clip.pos_embed.unflatten(1, (4, 16))
+    start = torch.cat([torch.zeros(8), torch.ones(8)])  # the waves of time at 0
+    torch.testing.assert_close(table[:, 0] - start, picture.pos_embed)
+    torch.testing.assert_close(table[:, 3] - table[:, 1], (table[:, 3] - table[:, 1])[:, :1].expand(-1, 16, -1))
+
+
+def test_patches_of_clips_equal_a_strided_convolution():
+    net = DiT(2, size=(4, 8, 8), patch=(2, 4, 2), width=16, depth=1, heads=2)
+    x = torch.randn(3, 2, 4, 8, 8)
+    torch.testing.assert_close(net.x_embedder(x), net.x_embedder.proj(x).flatten(2).mT, atol=1e-5, rtol=0)

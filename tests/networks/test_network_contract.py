@@ -10,6 +10,7 @@ from torch import nn
 from diffx.conditions import Cond
 from diffx.networks import MLP, PriorTransformer
 from diffx.recipes import recipe_of
+from diffx.recipes.build import build
 
 PICTURES = {name: case for name, case in NETWORKS.items() if len(case.shape) == 3}
 every = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
@@ -163,6 +164,6 @@ def test_compiles_without_graph_breaks(case):
 def test_the_recipe_rebuilds_the_network(case):
     net = case.make()
     recipe = dict(recipe_of(net))
-    twin = type(net)(**{name: value for name, value in recipe.items() if name != "_target_"})
+    twin = build(recipe)
     assert recipe["_target_"] == f"diffx.networks.{type(net).__name__}"
     assert {n: p.shape for n, p in twin.state_dict().items()} == {n: p.shape for n, p in net.state_dict().items()}

@@ -66,7 +66,7 @@ def test_pictures_of_the_full_size_are_taken_as_they_are():
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: super_resolution().sample(2, labels(2)), "needs small pictures"),
-    (lambda: super_resolution().sample(2, Cond(maps={"low_res": torch.zeros(2, 1, 5, 5)})), "2 times smaller"),
+    (lambda: super_resolution().sample(2, Cond(maps={"low_res": torch.zeros(2, 1, 5, 5)})), r"have the size \(4, 4\) or \(8, 8\)"),
     (lambda: super_resolution().sample(2, small_pictures(2), level=1.5), "share of noise"),
     (lambda: super_resolution(noise=(0.5, 0.2)), "lowest, highest"),
     (lambda: SuperResolution(Denoiser(unet()), shape=(1, 8, 8), factor=2), "maps={'low_res': 1}"),
