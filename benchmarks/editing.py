@@ -38,9 +38,10 @@ IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 LEVELS, NARROW = Karras(0.002, 80.0), Karras(0.02, 20.0)  # inversion wants its steps where the data is
 N, STEPS, SIDE = 48, 24, 7
 JUDGE = ShapesJudge()
+VERDICT = {True: "yes", False: "no", None: "none"}
 
-Row = tuple[str, Sequence[str], bool]
-"""What was measured, its figures, and whether the threshold was met."""
+Row = tuple[str, Sequence[str], bool | None]
+"""What was measured, its figures, and whether the threshold was met; None where there is none."""
 
 
 def scenes(n: int, **options: Any) -> Mapping[str, Any]:
@@ -151,7 +152,7 @@ def inverting(module: Any) -> tuple[list[Row], Tensor]:
     null = {g: db[f"null-text inversion, guidance {g}"] for g in (3, 6)}
     verdicts = {
         "DDIM": ddim[1] >= 27 and ddim[1] > ddim[3] > ddim[6],
-        "on l": True,
+        "on l": None,
         "fixe": db["fixed point of 10 rounds, guidance 1"] > ddim[1],
         "null": null[3] >= max(ddim[3] + 6, ddim[1] - 1.5) and null[6] >= ddim[6] + 2,
     }
@@ -174,7 +175,7 @@ def starting(module: Any) -> tuple[list[Row], Tensor]:
     rows: list[Row] = [(f"img2img from level {sigma:g}", (f"{value:.1f} dB",), good) for sigma, value in found]
     tool = editor(module)
     mixed = tool.magic_mix(x, tool.told(text=held["text"]))
-    rows.append(("MagicMix told the edited prompt", (*changed(mixed, held), f"{psnr(x, mixed).mean().item():.1f} dB"), True))
+    rows.append(("MagicMix told the edited prompt", (*changed(mixed, held), f"{psnr(x, mixed).mean().item():.1f} dB"), None))
     return rows, torch.cat([x[:8], shown[1][:8], shown[2][:8], shown[3][:8], mixed[:8]])
 
 
@@ -199,7 +200,7 @@ def masking(module: Any) -> tuple[list[Row], Tensor]:
     good = max(overlaps.values()) >= 0.5
     rows: list[Row] = [(f"DiffEdit, mask at level {sigma:g}", (f"overlap {value:.2f}",), good) for sigma, value in overlaps.items()]
     edited = tool.diffedit(x, source, target, masks[1.0], strength=0.8)
-    rows.append(("DiffEdit, edit", changed(edited, held), True))
+    rows.append(("DiffEdit, edit", changed(edited, held), None))
     return rows, torch.cat([x[:8], masks[1.0][:8].expand(-1, 3, -1, -1) * 2 - 1, edited[:8]])
 
 
@@ -229,7 +230,7 @@ def prompting(module: Any) -> tuple[list[Row], Tensor]:
     edit = PromptToPrompt(cross=0.8, self_attention=0.8)
     real = {name: tool.prompt_to_prompt(source, target, edit, path=path, guidance=g) for name, g in (("DDIM", 3.0), ("null text", nulls))}
     for name, out in real.items():
-        rows.append((f"pictures inverted by {name}, then prompt-to-prompt, 80%", changed(out.target, held), True))
+        rows.append((f"pictures inverted by {name}, then prompt-to-prompt, 80%", changed(out.target, held), None))
     drawn = found[0.8][2]
     return rows, torch.cat([drawn.source[:8], found[0.0][2].target[:8], drawn.target[:8], x[:8], real["null text"].target[:8]])
 
@@ -317,14 +318,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows, sheet = PARTS[name](*([module, learnt] if name == "wording" else [module]))
         (folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         for line, figures, good in rows:
-            print(f"{line:55}", *figures, "" if good else "MISSED", sep="  ", flush=True)
+            print(f"{line:55}", *figures, "MISSED" if good is False else "", sep="  ", flush=True)
         if sheet is not None:
             media.save(media.grid(sheet, columns=8), IMAGES / f"shapes-editing-{name}.png")
     found = [json.loads(file.read_text(encoding="utf-8")) for name in PARTS if (file := folder / f"{name}.json").exists()]
     if len(found) == len(PARTS):
-        lines = [[line, ", ".join(figures), "yes" if good else "no"] for rows in found for line, figures, good in rows]
+        lines = [[line, ", ".join(figures), VERDICT[good]] for rows in found for line, figures, good in rows]
         fill("techniques/editing.md", "figures", table(["Edit", "Measured", "Threshold met"], lines))
-    if missed := [line for rows in found for line, _, good in rows if not good]:
+    if missed := [line for rows in found for line, _, good in rows if good is False]:
         raise SystemExit(f"thresholds missed: {', '.join(missed)}")
 
 
