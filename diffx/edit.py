@@ -156,7 +156,7 @@ def _main(argv: Sequence[str]) -> None:
     editor = Editor(module, guidance=options.guidance, sampler=sampler, seed=options.seed)
     rows = METHODS[options.method](editor, options)
     folder = file.parent.with_name("edits") if file.parent.name == "checkpoints" else Path("edits")
-    sheet = torch.cat([_coloured(row, module.shape).float().cpu() for row in rows])
+    sheet = torch.cat([row.expand(-1, module.shape[0], -1, -1).float().cpu() for row in rows])
     print(media.save(media.grid(sheet, columns=len(rows[0])), options.out or folder / f"{options.method}.png"))
 
 
@@ -308,10 +308,6 @@ def _shown(mask: Tensor, x: Tensor) -> Tensor:
 
     shown = torch.nn.functional.interpolate(mask.float(), size=x.shape[-2:])
     return (2 * shown - 1).expand(len(x), -1, -1, -1)
-
-
-def _coloured(row: Tensor, shape: Sequence[int]) -> Tensor:
-    return row.expand(-1, shape[0], -1, -1)
 
 
 def _is_box(box: Any) -> bool:
