@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow lint type docs bench distillation objectives conditioning results clean
+.PHONY: help install fit test test-fast test-slow lint type docs bench distillation objectives conditioning editing results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
@@ -52,6 +52,9 @@ distillation: $(STAMP) ## train all students of the digits where they are missin
 
 objectives: $(STAMP) ## train U-Net and DiT on the digits under five objectives, write the table of docs/techniques/objectives.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.objectives $(ARGS)
+
+editing: $(STAMP) ## edit shapes with a trained model, write the figures and pictures of docs/techniques/editing.md
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.editing $(ARGS)
 
 conditioning: $(STAMP) ## train the text-conditioned experiments, write the tables of docs/conditioning.md and docs/techniques/knowledge.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.conditioning $(ARGS)

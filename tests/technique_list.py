@@ -36,6 +36,7 @@ from diffx.techniques import (
     ProgressiveDistillation,
     RINDiffusion,
     SuperResolution,
+    TextualInversion,
     VideoDiffusion,
     VQAutoencoder,
 )
@@ -187,6 +188,16 @@ def latent_edm() -> EDM:
     return EDM(Denoiser(net), shape=(1, 8, 8), codec=KL(ConvAutoencoder(1, 2, 8, (1, 2))), sampler=Heun(4))
 
 
+def new_word(**options: Any) -> TextualInversion:
+    """A module whose encoders are words and bytes learns a word; its fresh weights are drawn, for zeros would pass no gradient on."""
+    model = text_edm()
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            if parameter.abs().max() < 1e-3:
+                parameter.normal_(std=0.1)
+    return TextualInversion(model, word="sks", init="red", vectors=2, templates=("{}", "blue {}"), **options)
+
+
 def vq(**options: Any) -> VQAutoencoder:
     codec = VQ(ConvAutoencoder(1, 4, 8, (1, 2), moments=False), Codebook(6, 4))
     return VQAutoencoder(codec, **{"shape": (1, 8, 8), "entropy": 0.1, **options})
@@ -239,6 +250,7 @@ TECHNIQUES = {
     "video_shown": Case(lambda: video(shown=True), clips, labels),
     "video_frame_rate": Case(frame_rate, lambda n: clips(n, 4), lambda n: replace(labels(n), maps={"low_res": torch.zeros(n, 1, 2, 4, 4)})),
     "prior": Case(prior, embedded, words),
+    "textual_inversion": Case(new_word, captioned, prompts),
     "vq": Case(vq, pictures, lambda n: Cond()),
     "latent": Case(latent_edm, pictures, labels),
     "autoencoder": Case(lambda: Autoencoder(KL(ConvAutoencoder(1, 2, 8, (1, 2))), shape=(1, 8, 8)), pictures, lambda n: Cond()),

@@ -41,6 +41,7 @@ MATHEMATICS = {
     "denoiser",
     "samplers",
     "guidance",
+    "editing",
 }
 MAX_FILE, MAX_FUNCTION = 320, 60
 

@@ -11,13 +11,15 @@ the same carry, then that of the conditional branch is kept.
 from .binding import Carry, Guidance, Guide, Plain, bind, carried
 from .channels import FirstChannels
 from .contrast import Autoguidance, ClassifierFree, Interval, PerBand, Piecewise, as_guide, classifier_free
+from .controlled import ControlledDenoiser
 from .correction import DynamicThreshold, Rescale, StaticThreshold
 from .keywords import KeyWordBoost
 from .logits import Rising, guided_logits
+from .painting import PaintedSpan, PaintWithWords, painted
 from .reconstruction import reconstruction_guided, replaced
 
 __all__ = [
-    "Autoguidance", "Carry", "ClassifierFree", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval", "KeyWordBoost",
-    "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "as_guide", "bind", "carried", "classifier_free",
-    "guided_logits", "reconstruction_guided", "replaced",
+    "Autoguidance", "Carry", "ClassifierFree", "ControlledDenoiser", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval",
+    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "as_guide",
+    "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided", "replaced",
 ]  # fmt: skip

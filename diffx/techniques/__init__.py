@@ -19,6 +19,7 @@ from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
 from .super_resolution import SuperResolution
+from .textual_inversion import TextualInversion
 from .video import VideoDiffusion
 from .vq import VQAutoencoder
 
@@ -39,6 +40,7 @@ __all__ = [
     "ProgressiveDistillation",
     "RINDiffusion",
     "SuperResolution",
+    "TextualInversion",
     "VQAutoencoder",
     "VideoDiffusion",
 ]

@@ -10,6 +10,7 @@ from .encoder import Encoded, Encoder, Row, TextEncoder, Tokenized, masked_mean
 from .images import CLIPImage
 from .keywords import KeyWords
 from .learned import Bytes, Words
+from .new_word import NewWord
 from .pretrained import T5, CLIPText, MiniLM
 from .sources import Sources, as_sources, pooled_name
 from .spans import TokenSpan
@@ -17,6 +18,6 @@ from .store import Store
 from .vectors import VectorTokens
 
 __all__ = [
-    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "KeyWords", "MiniLM", "Row", "Sources", "Store",
+    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "KeyWords", "MiniLM", "NewWord", "Row", "Sources", "Store",
     "TextEncoder", "TokenSpan", "Tokenized", "VectorTokens", "Words", "as_sources", "masked_mean", "pooled_name",
 ]  # fmt: skip
