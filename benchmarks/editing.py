@@ -152,7 +152,7 @@ def inverting(module: Any) -> tuple[list[Row], Tensor]:
     null = {g: db[f"null-text inversion, guidance {g}"] for g in (3, 6)}
     verdicts = {
         "DDIM": ddim[1] >= 27 and ddim[1] > ddim[3] > ddim[6],
-        "on l": None,
+        "on l": db["on levels up to 80, guidance 1"] >= 27,
         "fixe": db["fixed point of 10 rounds, guidance 1"] > ddim[1],
         "null": null[3] >= max(ddim[3] + 6, ddim[1] - 1.5) and null[6] >= ddim[6] + 2,
     }

@@ -22,8 +22,8 @@ class Motion:
     """What moves in N clips of T frames.
 
     Args:
-        mass: (N, T) how much stands out from the background in each frame, in pixels: the sum of |x - background| / 2, the mean over the
-            channels of it.
+        mass: (N, T) how much stands out from the background in each frame, in pixels: the sum of
+            ``|x - background| / 2``, averaged over the channels.
         centroid: (N, T, 2) its centre (down, right) in pixels; the middle of the frame where nothing stands out.
     """
 
