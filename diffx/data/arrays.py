@@ -84,7 +84,7 @@ class Arrays(DataModule):
     Args:
         arrays: path of the file, or the mapping.
         batch_size: samples per rank and micro-batch.
-        images: key of uint8 pictures ``(N, H, W)`` or ``(N, H, W, C)``, of uint8 clips ``(N, T, H, W)`` (W above 4) or ``(N, T, H, W, C)``,
+        images: key of uint8 pictures ``(N, H, W)`` or ``(N, H, W, C)``, of uint8 clips ``(N, T, H, W)`` (T and W above 4) or ``(N, T, H, W, C)``,
             or of float data ``(N, C, *)`` in [-1, 1].
         labels: key of integers ``(N,)``; None = no labels.
         captions: key of strings ``(N,)``; None = no texts.
@@ -152,14 +152,14 @@ class Arrays(DataModule):
             return torch.from_numpy(images)[:, None]
         if images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] in (1, 2, 3, 4):
             return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-        if images.dtype == np.uint8 and images.ndim == 4:
+        if images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] > 4:  # fewer are channels that stand at the wrong place
             return torch.from_numpy(images)[:, None]
         if images.dtype == np.uint8 and images.ndim == 5 and images.shape[-1] in (1, 2, 3, 4):
             return torch.from_numpy(images).permute(0, 4, 1, 2, 3).contiguous()
         if images.dtype.kind == "f" and images.ndim >= 3:
             return torch.from_numpy(images.astype(np.float32, copy=False))
         raise ValueError(
-            f"images must be uint8 (N, H, W) or (N, H, W, C) with C <= 4, clips uint8 (N, T, H, W) or (N, T, H, W, C), or float (N, C, *) "
+            f"images must be uint8 (N, H, W) or (N, H, W, C) with C <= 4, clips uint8 (N, T > 4, H, W) or (N, T, H, W, C), or float (N, C, *) "
             f"in [-1, 1]; got {images.dtype} {images.shape} in {self._where}"
         )
 

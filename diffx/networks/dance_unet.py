@@ -160,7 +160,8 @@ class DanceUNet(nn.Module):
         cond = NO_COND if cond is None else cond
         check_sizes(x, noise, self.channels, (self.divisor,))
         self.conditions.check(x, cond)
-        angle = 2 * math.pi * noise.float()[:, None] @ self.waves.float().T
+        noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        angle = 2 * math.pi * noise[:, None] @ self.waves.to(noise.dtype).T
         waves = torch.cat([angle.cos(), angle.sin()], 1).to(self.waves.dtype)
         h = self.before(torch.cat([x.to(waves.dtype), waves[:, :, None].expand(-1, -1, x.shape[-1])], 1))
         assert self.below is not None

@@ -210,7 +210,7 @@ def write(root, **files):
         ({"a": "", "metadata__csv": "file_name\na.png,extra"}, {}, ValueError, "metadata.csv:2 .* more fields than the head line"),
         ({"a": "", "metadata__csv": "file_name\nz.png"}, {}, FileNotFoundError, "1 files named in .* do not exist: .*z.png"),
         ({"a": "", "metadata__csv": "file_name", "metadata__jsonl": "{}"}, {}, ValueError, "metadata.jsonl and .*metadata.csv both say"),
-        ({"a": ""}, dict(layout="metadata"), FileNotFoundError, "metadata.jsonl; it holds one JSON object per picture"),
+        ({"a": ""}, dict(layout="metadata"), FileNotFoundError, "metadata.jsonl; it holds one JSON object per file"),
         ({"a": ""}, dict(layout="classes"), ValueError, "lies in no class folder"),
         ({"a": ""}, dict(layout="flat"), ValueError, "layout must be one of"),
         ({"a": ""}, dict(channels=4), ValueError, "channels must be 1"),

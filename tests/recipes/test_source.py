@@ -69,7 +69,8 @@ def test_a_technique_is_known_by_all_its_arguments():
 def test_no_technique_leaves_a_back_door(name):
     """A constructor that handed its options on by position would take any misspelt key."""
     signature = find(f"diffx.techniques.{name}")
-    assert signature is not None and not signature.open and "shape" in signature.arguments
+    assert signature is not None and not signature.open
+    assert {"shape", "model"} & set(signature.arguments)  # a technique that goes on from a whole model takes the shape from there
 
 
 @pytest.mark.parametrize(

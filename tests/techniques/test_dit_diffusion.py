@@ -322,4 +322,4 @@ def test_experiments_on_imagenet_describe_the_published_networks(experiment, nam
     with torch.device("meta"):
         made = build(module["denoiser"])
     assert sum(p.numel() for p in made.parameters()) == count
-    assert made.grid == (32 // made.patch, 32 // made.patch) and ("variance" in module) == (experiment == "dit_xl_2")
+    assert made.grid == tuple(32 // side for side in made.patch) and ("variance" in module) == (experiment == "dit_xl_2")

@@ -85,7 +85,7 @@ def test_bad_input_is_answered():
     inside.mask = 3
     with pytest.raises(ValueError, match="outside the codebook"):
         MaskedTokens(inside, codec=PixelLevels(5), shape=(1, 8, 8))
-    with pytest.raises(ValueError, match="at least 1 step"):
+    with pytest.raises(ValueError, match="whole number of steps, at least 1"):
         module.sample(1, sampler=ParallelDecoding(0))
     with pytest.raises(ValueError, match="levels must be at least 2"):
         PixelLevels(1)
