@@ -84,8 +84,8 @@ class Arrays(DataModule):
     Args:
         arrays: path of the file, or the mapping.
         batch_size: samples per rank and micro-batch.
-        images: key of uint8 pictures ``(N, H, W)`` or ``(N, H, W, C)``, of uint8 clips ``(N, T, H, W)`` (T and W above 4) or ``(N, T, H, W, C)``,
-            or of float data ``(N, C, *)`` in [-1, 1].
+        images: key of uint8 pictures ``(N, H, W)`` or ``(N, H, W, C)``, of uint8 clips ``(N, T, H, W)`` (T and W above 4) or
+            ``(N, T, H, W, C)``, or of float data ``(N, C, *)`` in [-1, 1].
         labels: key of integers ``(N,)``; None = no labels.
         captions: key of strings ``(N,)``; None = no texts.
         split: key of integers ``(N,)``, 0 = training, 1 = validation, others are left out; None = see ``val``.
@@ -159,8 +159,8 @@ class Arrays(DataModule):
         if images.dtype.kind == "f" and images.ndim >= 3:
             return torch.from_numpy(images.astype(np.float32, copy=False))
         raise ValueError(
-            f"images must be uint8 (N, H, W) or (N, H, W, C) with C <= 4, clips uint8 (N, T > 4, H, W) or (N, T, H, W, C), or float (N, C, *) "
-            f"in [-1, 1]; got {images.dtype} {images.shape} in {self._where}"
+            f"images must be uint8 (N, H, W) or (N, H, W, C) with C <= 4, clips uint8 (N, T > 4, H, W) or (N, T, H, W, C), or float "
+            f"(N, C, *) in [-1, 1]; got {images.dtype} {images.shape} in {self._where}"
         )
 
     @property
