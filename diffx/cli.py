@@ -189,6 +189,13 @@ def options(line: Line, kind: type[T]) -> T:
     return made
 
 
+def device(asked: str) -> str:
+    """The device that ``device=`` names; ``auto`` is the first GPU if there is one."""
+    import torch
+
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _list(line: Line) -> NoReturn:
     from .recipes.lookup import descriptions, search_path
 

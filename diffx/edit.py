@@ -53,7 +53,7 @@ keys
   steps=50             sampling steps
   seed=0               picture i is a function of seed + i
   weights_of=ema       ema, ema:NAME or raw
-  out=FILE.png         edits/METHOD.png of the run folder by default
+  out=FILE.png         a new file; edits/METHOD.png of the run folder by default, or METHOD-2.png and so on
   device=auto          auto, cpu, cuda, cuda:1, ...
   trust=false          true: let the checkpoint build classes of any package; only for files whose origin you know
 
@@ -120,6 +120,8 @@ class Options:
         for phrase, box in (self.regions or {}).items():
             if not _is_box(box):
                 problems.append(f"the region of {phrase!r} must be top, left, bottom, right within [0, 1], got {box}")
+        if self.out is not None and Path(self.out).exists():
+            problems.append(f"out={self.out} is there already; give another name")
         for name in ("checkpoint", "image", "mask"):
             value = getattr(self, name)
             if value is not None and not Path(value).exists():
@@ -143,12 +145,12 @@ def _main(argv: Sequence[str]) -> None:
     options = cli.options(cli.parse(argv, USAGE), Options)
     import torch
 
-    from . import media
+    from . import files, media
     from .editing import Editor
     from .recipes.load import load, locate
     from .samplers import Euler
 
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = cli.device(options.device)
     file = locate(options.checkpoint)
     module = load(file, options.weights_of, device=device, trust=options.trust)
     schedule = getattr(getattr(module, "sampler", None), "schedule", None)
@@ -157,7 +159,7 @@ def _main(argv: Sequence[str]) -> None:
     rows = METHODS[options.method](editor, options)
     folder = file.parent.with_name("edits") if file.parent.name == "checkpoints" else Path("edits")
     sheet = torch.cat([row.expand(-1, module.shape[0], -1, -1).float().cpu() for row in rows])
-    print(media.save(media.grid(sheet, columns=len(rows[0])), options.out or folder / f"{options.method}.png"))
+    print(media.save(media.grid(sheet, columns=len(rows[0])), options.out or files.unused(folder / f"{options.method}.png")))
 
 
 # What each method shows, row by row -------------------------------------------------------------------------------------------------------
@@ -277,25 +279,21 @@ def _pictures(editor: Editor, path: str | None) -> Tensor:
         with np.load(str(path)) as arrays:
             x = torch.from_numpy(arrays["images"]).float()
     else:
-        x = _read(str(path), "L" if channels == 1 else "RGB")[None] * 2 - 1
+        x = _read(str(path), channels)
     if tuple(x.shape[1:]) != (channels, height, width):
         raise ValueError(f"{path} has pictures of {tuple(x.shape[1:])}, the model makes {(channels, height, width)}; resize them first")
     return x
 
 
 def _mask(path: str | None) -> Tensor:
-    return (_read(str(path), "L")[None] > 0.5).float()
+    return (_read(str(path), 1) > 0).float()
 
 
-def _read(path: str, mode: str) -> Tensor:
-    """A picture (C, H, W) in [0, 1]."""
-    import numpy as np
-    import torch
-    from PIL import Image
+def _read(path: str, channels: int) -> Tensor:
+    """A picture (1, C, H, W) in [-1, 1], of 1 or 3 channels."""
+    from .data import PictureReader, normalise
 
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert(mode), dtype=np.float32) / 255
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    return normalise(PictureReader(channels=channels).open(Path(path)))[None]
 
 
 def _strength(options: Options) -> dict[str, Any]:

@@ -145,12 +145,10 @@ def _main(argv: Sequence[str]) -> None:
     options = cli.options(line, Options)
     tree = _experiment(options, line.folders)
 
-    import torch
-
     from .recipes.build import build
     from .recipes.check import takes
 
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = cli.device(options.device)
     recipe = options.data or tree["data"]
     if "batch_size" not in recipe and takes(recipe["_target_"], "batch_size"):
         recipe = {**recipe, "batch_size": options.batch}

@@ -85,15 +85,13 @@ def _main(argv: Sequence[str]) -> int:
     _check(options)
     weights, folder, config = _place(options, line.folders)
 
-    import torch
-
     from .metrics.evaluation import evaluate
     from .metrics.report import table
     from .recipes.build import build
     from .recipes.load import load, locate
 
     file = locate(weights)
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = cli.device(options.device)
     module = load(file, options.weights, device=device, trust=options.trust)
     report = evaluate(
         module,

@@ -12,12 +12,13 @@ import re
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["latest", "link", "prune", "save_checkpoint", "verify", "write"]
+__all__ = ["latest", "link", "prune", "save_checkpoint", "unused", "verify", "write"]
 
 PathLike = str | os.PathLike
 
@@ -49,6 +50,13 @@ def write(path: PathLike, save: Callable[[BinaryIO], Any], check: Callable[[Path
         if reason is None:
             raise
         raise OSError(getattr(reason, "errno", None), f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from error
+
+
+def unused(path: PathLike) -> Path:
+    """The path itself, or with the first number behind its stem (``name-2.png``) under which there is nothing yet."""
+    path = Path(path)
+    names = (path if number == 1 else path.with_stem(f"{path.stem}-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def link(target: PathLike, name: PathLike) -> None:

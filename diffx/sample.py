@@ -230,11 +230,10 @@ def check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:
 
 
 def _load(options: Options) -> tuple[Any, Path]:
-    import torch
 
     from .recipes.load import load, locate
 
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = cli.device(options.device)
     file = locate(options.checkpoint)
     return load(file, options.weights, device=device, trust=options.trust), file
 
@@ -253,7 +252,7 @@ def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
     written = []
     if media.showable(x.shape[1:]):
         written.append(media.save(media.grid(x), f"{stem}{'.gif' if x.ndim == 5 else '.png'}"))
-    if media.showable(x.shape[1:]) and x.ndim == 3 and (rate := options.rate or _rate(file)) is not None:
+    if media.showable(x.shape[1:]) and x.ndim == 3 and (rate := options.rate or _rate(file, options.trust)) is not None:
         written += [media.save_sound(sound, f"{stem}-{i:03d}.wav", rate) for i, sound in enumerate(x)]
     if options.save != "png" or not written:
         kind = "npz" if options.save == "png" else options.save
@@ -262,14 +261,21 @@ def _write(options: Options, file: Path, x: Tensor) -> list[Path]:
     return written
 
 
-def _rate(file: Path) -> int | None:
-    """Samples per second of the data of the run that a checkpoint belongs to, where there is a run and its data have such."""
-    from .recipes.build import build
+def _rate(file: Path, trust: bool) -> int | None:
+    """Samples per second of the data of the run that a checkpoint belongs to, where there is a run and its data have such.
+
+    The run's configuration is as much of unknown origin as the checkpoint: what may not be built from that is not built here.
+    """
+    from .recipes.build import build, resolve
     from .recipes.compose import compose
+    from .recipes.load import allowed
 
     written = file.resolve().parents[1] / "config.yaml"
     data = compose(str(written)).tree.get("data") if written.is_file() else None
-    return getattr(build(data, at="data"), "sample_rate", None) if data else None
+    try:
+        return getattr(build(data, at="data", allow=resolve if trust else allowed), "sample_rate", None)
+    except RecipeError:
+        return None
 
 
 def _slug(text: str) -> str:

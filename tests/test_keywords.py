@@ -6,6 +6,7 @@ import pytest
 import torch
 from network_list import Case, everything
 from torch.nn import functional as F
+from watcher import Watcher
 
 from diffx import Cond, Denoiser
 from diffx.guidance import KeyWordBoost, classifier_free
@@ -110,20 +111,6 @@ def test_a_negative_logit_loses_by_scaling_and_gains_by_a_bias():
 def test_boosts_that_cannot_be(options):
     with pytest.raises(ValueError, match="weight must be at least 0 and form"):
         KeyWordBoost(**options)
-
-
-class Watcher(AttentionController):
-    """Remembers the probabilities, by layer."""
-
-    def __init__(self):
-        self.seen, self.sites = {}, {}
-
-    def wants(self, site):
-        return site.kind == "cross"
-
-    def probs(self, probs, site):
-        self.seen[site.layer], self.sites[site.layer] = probs, site
-        return probs
 
 
 def net_of(kind):

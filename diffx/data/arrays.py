@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,35 @@ from .module import DataModule
 from .order import split as split_rows
 from .source import Batch
 
-__all__ = ["Arrays", "Memory"]
+__all__ = ["Arrays", "Memory", "described", "named_arrays"]
+
+
+@contextmanager
+def named_arrays(arrays: str | Path | Mapping[str, np.ndarray]) -> Iterator[Callable[[str], np.ndarray]]:
+    """A function from the key of an array to it, of an ``.npz`` file that is open inside the block, or of a mapping.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: (by the function) no such key; names those that exist.
+    """
+    if isinstance(arrays, Mapping):
+        yield partial(_array, arrays, described(arrays))
+        return
+    if not Path(arrays).is_file():
+        raise FileNotFoundError(f"no file {arrays}; give the path of an .npz file")
+    with np.load(arrays) as opened:
+        yield partial(_array, opened, described(arrays))
+
+
+def _array(arrays: Mapping[str, np.ndarray], where: str, key: str) -> np.ndarray:
+    if key not in arrays:
+        raise ValueError(f"no array {key!r} in {where}; it holds {sorted(arrays)}")
+    return np.asarray(arrays[key])
+
+
+def described(arrays: str | Path | Mapping[str, np.ndarray]) -> str:
+    """What messages call the arrays."""
+    return "the given arrays" if isinstance(arrays, Mapping) else str(arrays)
 
 
 class Memory:
@@ -112,19 +142,10 @@ class Arrays(DataModule):
 
     def sources(self) -> tuple[Memory, Memory | None]:
         """Read the arrays and part them."""
-        if isinstance(self.arrays, Mapping):
-            return self._parted(self.arrays)
-        if not Path(self.arrays).is_file():
-            raise FileNotFoundError(f"no file {self.arrays}; give the path of an .npz file")
-        with np.load(self.arrays) as arrays:
-            return self._parted(arrays)
+        with named_arrays(self.arrays) as get:
+            return self._parted(get)
 
-    def _parted(self, arrays: Mapping[str, np.ndarray]) -> tuple[Memory, Memory | None]:
-        def get(key: str) -> np.ndarray:
-            if key not in arrays:
-                raise ValueError(f"no array {key!r} in {self._where}; it holds {sorted(arrays)}")
-            return np.asarray(arrays[key])
-
+    def _parted(self, get: Callable[[str], np.ndarray]) -> tuple[Memory, Memory | None]:
         labels, captions, where = (None if key is None else get(key) for key in (self.labels, self.captions, self.split))
         names = get(self.given_names).tolist() if isinstance(self.given_names, str) else self.given_names
         if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iub"):
@@ -165,4 +186,4 @@ class Arrays(DataModule):
 
     @property
     def _where(self) -> str:
-        return "the given arrays" if isinstance(self.arrays, Mapping) else str(self.arrays)
+        return described(self.arrays)

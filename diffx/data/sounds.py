@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..audio import duration, pitch_vector, read_sound
 from ..audio.files import SUFFIXES
 from ..recipes import recorded
+from .arrays import described, named_arrays
 from .listing import Kind, Layout, Listing, list_files
 from .module import DataModule
 from .order import split as split_rows
@@ -106,9 +108,9 @@ class SoundItems(Items):
         super().__init__(**options)
         self.shape, self.columns, self.class_names = shape, dict(columns), class_names
 
+    @abstractmethod
     def recording(self, index: int) -> tuple[Tensor, int]:
         """The clip of a recording (C, <= length), cut out as ``shape`` says, and its rate."""
-        raise NotImplementedError
 
     def item(self, index: int) -> dict[str, Any]:
         """Read and check the clip; add what the columns say."""
@@ -270,21 +272,11 @@ class SoundArrays(Sounds):
 
     def sources(self) -> tuple[RowItems, RowItems | None]:
         """Read the arrays and part them."""
-        if isinstance(self.arrays, Mapping):
-            return self._parted(self.arrays)
-        if not Path(self.arrays).is_file():
-            raise FileNotFoundError(f"no file {self.arrays}; give the path of an .npz file")
-        with np.load(self.arrays) as arrays:
-            return self._parted(arrays)
+        with named_arrays(self.arrays) as get:
+            return self._parted(get)
 
-    def _parted(self, arrays: Mapping[str, np.ndarray]) -> tuple[RowItems, RowItems | None]:
-        where = "the given arrays" if isinstance(self.arrays, Mapping) else str(self.arrays)
-
-        def get(key: str) -> np.ndarray:
-            if key not in arrays:
-                raise ValueError(f"no array {key!r} in {where}; it holds {sorted(arrays)}")
-            return np.asarray(arrays[key])
-
+    def _parted(self, get: Callable[[str], np.ndarray]) -> tuple[RowItems, RowItems | None]:
+        where = described(self.arrays)
         sounds = get(self.sounds)
         if sounds.ndim not in (2, 3) or sounds.dtype.kind not in "if" or sounds.dtype == np.int8:
             raise ValueError(f"sounds must be int16, int32 or float, (N, L) or (N, C, L), got {sounds.dtype} {sounds.shape} in {where}")

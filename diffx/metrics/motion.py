@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -92,8 +93,8 @@ def moved(evidence: Evidence) -> Results:
     """
     told, real = motion(evidence.samples), motion(evidence.train)
 
-    def both(of: object) -> dict[str, float]:
-        return {"value": of(told), "train": of(real)}  # type: ignore[operator]
+    def both(of: Callable[[Motion], float]) -> dict[str, float]:
+        return {"value": of(told), "train": of(real)}
 
     return {
         "mean_step": both(lambda seen: seen.steps.mean().item()),

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .border import NO_COND, Conditions, check_sizes, concat_maps
-from .embedders import LabelEmbedding, VectorEmbedding
+from .embedders import LabelEmbedding, VectorEmbedding, with_conditions
 from .layers import zero
 
 __all__ = ["DiffWave"]
@@ -174,11 +174,7 @@ class DiffWave(nn.Module):
         angle = noise[:, None] * 10**powers
         waves = torch.cat([angle.sin(), angle.cos()], 1).to(self.first.weight.dtype)
         emb = F.silu(self.second(F.silu(self.first(waves))))
-        if self.label is not None:
-            emb = emb + self.label(cond, len(noise))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(noise))
-        return emb
+        return with_conditions(emb, cond, self.label, self.vectors)
 
     def _mel(self, x: Tensor, cond: Cond, dtype: torch.dtype) -> Tensor | None:
         """The spectrogram at the rate of the samples; zero before it is stretched where it is hidden or masked."""

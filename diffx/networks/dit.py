@@ -26,7 +26,7 @@ from ..conditions import Cond
 from ..recipes import recorded
 from .attention import Site, TokenAttention, active_controller, attend
 from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context, refuse_grid
-from .embedders import VectorEmbedding, sinusoid
+from .embedders import VectorEmbedding, sinusoid, with_conditions
 from .layers import Context, zero
 from .patches import patchify, position_table, unpatchify, waves
 
@@ -163,12 +163,7 @@ class DiT(nn.Module):
 
     def embed(self, noise: Tensor, cond: Cond) -> Tensor:
         """The embedding ``(B, width)`` of noise, label and vectors that modulates every block, before its activation."""
-        emb = self.t_embedder(noise)
-        if self.y_embedder is not None:
-            emb = emb + self.y_embedder(cond, len(noise))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(noise))
-        return emb
+        return with_conditions(self.t_embedder(noise), cond, self.y_embedder, self.vectors)
 
     def positions(self, grid: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """The table ``(1, N, width)`` for a ``grid`` (frames,) rows, columns, stretched over the network's own or counted."""

@@ -7,7 +7,7 @@ repeat the bias of the noise embedding that it is added to. A condition that is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..tensors import sinusoid
 
-__all__ = ["FourierEmbedding", "LabelEmbedding", "NoiseEmbedding", "VectorEmbedding", "sinusoid"]
+__all__ = ["FourierEmbedding", "LabelEmbedding", "NoiseEmbedding", "VectorEmbedding", "sinusoid", "with_conditions"]
 
 
 class FourierEmbedding(nn.Module):
@@ -111,6 +111,13 @@ class VectorEmbedding(nn.Module):
         if vector is None:
             vector = self.first.weight.new_zeros(batch, self.width)
         return self.second(F.silu(self.first(vector.to(self.first.weight.dtype))))
+
+
+def with_conditions(emb: Tensor, cond: Cond, label: nn.Module | None, vectors: Iterable[nn.Module]) -> Tensor:
+    """The embedding ``(B, E)`` of the noise plus those of label and vectors, modules called with (cond, batch size)."""
+    for part in (*([label] if label is not None else []), *vectors):
+        emb = emb + part(cond, len(emb))
+    return emb
 
 
 def visible_vector(cond: Cond, name: str) -> Tensor | None:

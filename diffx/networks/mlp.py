@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .border import NO_COND, Conditions
-from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding
+from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import zero
 
 __all__ = ["MLP"]
@@ -61,12 +61,10 @@ class MLP(nn.Module):
         if noise.shape != x.shape[:1]:
             raise ValueError(f"noise must hold one level per sample, ({len(x)},), got {tuple(noise.shape)}")
         self.conditions.check(x, cond)
-        emb = self.noise(noise)
-        if self.label is not None:
-            emb = emb + self.label(cond, len(x))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(x))
-        emb, h = F.silu(emb), self.stem(x.flatten(1).to(self.stem.weight.dtype))
+        emb, h = (
+            F.silu(with_conditions(self.noise(noise), cond, self.label, self.vectors)),
+            self.stem(x.flatten(1).to(self.stem.weight.dtype)),
+        )
         for layer in self.layers:
             h = layer(h, emb)
         return self.head(F.silu(self.norm(h))).view_as(x)

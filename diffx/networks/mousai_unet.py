@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .border import NO_COND, Conditions, check_sizes, concat_maps
-from .embedders import LabelEmbedding, VectorEmbedding
+from .embedders import LabelEmbedding, VectorEmbedding, with_conditions
 
 __all__ = ["MousaiUNet"]
 
@@ -188,8 +188,4 @@ class MousaiUNet(nn.Module):
         emb = self.first(torch.cat([noise, angle.sin(), angle.cos()], 1).to(self.first.weight.dtype))
         for _ in range(2):
             emb = F.gelu(self.again(emb))
-        if self.label is not None:
-            emb = emb + self.label(cond, len(noise))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(noise))
-        return emb
+        return with_conditions(emb, cond, self.label, self.vectors)

@@ -22,7 +22,7 @@ from ..recipes import recorded
 from .attention import CrossAttention, SelfAttention, active_controller, count_heads
 from .blocks import Block, BlockStyle, ConvResample, Place, ResBlock, UBody, closing_layers
 from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
-from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding
+from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, zero
 
 __all__ = ["UNet", "check_levels", "levels_at", "name_attention"]
@@ -179,12 +179,7 @@ class UNet(nn.Module):
 
     def embed(self, noise: Tensor, cond: Cond) -> Tensor:
         """The embedding ``(B, E)`` of noise, label and vectors that modulates every block."""
-        emb = self.noise(noise)
-        if self.label is not None:
-            emb = emb + self.label(cond, len(noise))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(noise))
-        return F.silu(emb)
+        return F.silu(with_conditions(self.noise(noise), cond, self.label, self.vectors))
 
 
 def levels_at(size: int, sides: Sequence[int]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from .attention import active_controller
 from .blocks import BlockStyle, ResBlock, closing_layers
 from .border import NO_COND, Conditions, check_input, concat_maps, cross_context, refuse_grid
 from .dit import Block
-from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding
+from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, Pointwise, Resample, zero
 from .patches import stretched
 
@@ -144,12 +144,7 @@ class UViT(nn.Module):
 
     def embed(self, noise: Tensor, cond: Cond) -> Tensor:
         """The embedding ``(B, middle)`` of noise, label and vectors that modulates every block, before its activation."""
-        emb = self.noise(noise)
-        if self.label is not None:
-            emb = emb + self.label(cond, len(noise))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(noise))
-        return emb
+        return with_conditions(self.noise(noise), cond, self.label, self.vectors)
 
     def _positions(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         if grid == self.grid:

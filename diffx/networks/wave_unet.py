@@ -23,7 +23,7 @@ from ..recipes import recorded
 from .attention import CrossAttention, SelfAttention, active_controller, count_heads
 from .blocks import Block
 from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context
-from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding
+from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, Pointwise, zero
 from .unet import check_levels, name_attention
 
@@ -203,12 +203,7 @@ class WaveUNet(nn.Module):
 
     def embed(self, noise: Tensor, cond: Cond) -> Tensor:
         """The embedding ``(B, emb)`` of noise, label and vectors that modulates every block."""
-        emb = self.noise(noise)
-        if self.label is not None:
-            emb = emb + self.label(cond, len(noise))
-        for vector in self.vectors:
-            emb = emb + vector(cond, len(noise))
-        return F.silu(emb)
+        return F.silu(with_conditions(self.noise(noise), cond, self.label, self.vectors))
 
 
 def _through(row: nn.Module, x: Tensor, context: Context) -> Tensor:

@@ -15,7 +15,7 @@ from .build import Allow, build, resolve
 from .errors import RecipeError, hint
 from .record import OPAQUE, is_recorded, public_name
 
-__all__ = ["FOREIGN", "SCHEMA", "UPGRADES", "fill", "load", "locate", "read"]
+__all__ = ["FOREIGN", "SCHEMA", "UPGRADES", "allowed", "fill", "load", "locate", "read"]
 
 FOREIGN = ("torch", "timm", "diffusers", "transformers")
 SCHEMA = 1
@@ -43,7 +43,7 @@ def load(path: str | os.PathLike[str], weights: str = "ema", *, part: str | None
     """
     file, checkpoint = read(path)
     recipe = checkpoint["diffx"]["recipe"]
-    module = _module(file, recipe, resolve if trust else _allowed, cls, arguments)
+    module = _module(file, recipe, resolve if trust else allowed, cls, arguments)
     if hasattr(module, "on_load_checkpoint"):
         module.on_load_checkpoint(checkpoint)
     fill(module, checkpoint, weights, file)
@@ -119,8 +119,12 @@ def fill(module: Any, checkpoint: Mapping[str, Any], weights: str = "ema", file:
         raise ValueError(f"the weights of {file} do not fit the module: {error}") from error
 
 
-def _allowed(target: str) -> Any:
-    """Resolve only what a recipe of unknown origin may build. Nothing outside the allowed packages is even imported."""
+def allowed(target: str) -> Any:
+    """Resolve only what a recipe of unknown origin may build. Nothing outside the allowed packages is even imported.
+
+    Raises:
+        RecipeError: anything else.
+    """
     top = target.partition(".")[0] if isinstance(target, str) else ""
     thing = resolve(target) if top in {"diffx", *FOREIGN} else None
     if thing is None or not (_own(thing) if top == "diffx" else _foreign(thing)):

@@ -206,6 +206,15 @@ def test_every_method_writes_a_picture(files, arguments, tiles):
         assert (sheet.height, sheet.width) == tuple(50 * count - 2 for count in tiles)
 
 
+def test_a_second_edit_leaves_the_first_one_alone(files, monkeypatch, capsys):
+    base = [argument for argument in BASE if not argument.startswith("out=")]
+    written = []
+    for _ in range(2):
+        assert edit.main([*base, "method=img2img", "image=one.png", "text=a cat"]) == 0
+        written.append(capsys.readouterr().out.split()[-1])
+    assert [name.rpartition("/")[2] for name in written] == ["img2img.png", "img2img-2.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -213,6 +222,7 @@ def test_every_method_writes_a_picture(files, arguments, tiles):
         (["method=inpaint"], "method=inpaint needs image="),
         (["method=img2img", "image=two.npz", "strength=0"], "strength must be above 0 and at most 1, got 0"),
         (["method=img2img", "image=none.png"], "there is no such file"),
+        (["method=img2img", "image=one.png", "out=one.png"], "out=one.png is there already; give another name"),
         (["method=prompt_to_prompt", "source=a", "text=b", "blend=[a]"], "blend must be"),
         (["method=paint_with_words", "text=a", "regions={a: [0.5, 0, 0.5, 1]}"], "the region of 'a' must be"),
     ],

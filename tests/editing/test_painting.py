@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from network_list import Case, everything
+from watcher import Watcher
 
 from diffx import Cond, Denoiser
 from diffx.guidance import KeyWordBoost, PaintedSpan, PaintWithWords, classifier_free, painted
 from diffx.guidance.painting import _Painter
-from diffx.networks import RIN, AttentionController, DiT, Site, UNet, UViT, attention_control
+from diffx.networks import RIN, DiT, Site, UNet, UViT, attention_control
 from diffx.recipes import recipe_of
 from diffx.recipes.build import build
 from diffx.text import TokenSpan
@@ -38,18 +39,6 @@ def corner(height=8, width=8):
     region = torch.zeros(height, width)
     region[: height // 2, : width // 2] = 1
     return region
-
-
-class Watcher(AttentionController):
-    def __init__(self):
-        self.seen, self.sites = {}, {}
-
-    def wants(self, site):
-        return site.kind == "cross"
-
-    def probs(self, probs, site):
-        self.seen[site.layer], self.sites[site.layer] = probs, site
-        return probs
 
 
 def watched(denoiser, *inputs):

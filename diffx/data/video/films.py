@@ -45,7 +45,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> list[Image.Image]:
     """
     if path.is_dir():
         files = frame_files(path)
-        return [Image.open(files[index]) for index in indices]
+        return [_loaded(files[index]) for index in indices]
     if path.suffix.lower() in FILMS:
         return _film(path, indices)
     frames = []
@@ -60,6 +60,13 @@ def frame_files(folder: Path) -> list[Path]:
     """The pictures that lie in a folder itself, in the order of their names; numbers in names count as numbers."""
     found = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES.suffixes and not path.name.startswith(".")]
     return sorted(found, key=lambda path: _natural(path.name))
+
+
+def _loaded(path: Path) -> Image.Image:
+    """A picture whose file is closed again."""
+    with Image.open(path) as picture:
+        picture.load()
+        return picture
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
