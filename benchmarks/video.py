@@ -1,5 +1,6 @@
 """Clips of moving digits: ``python -m benchmarks.video`` trains where nothing is trained and fills docs/techniques/video.md.
 
+- ``yardsticks``: figures of motion of held-out clips, of their frames in disorder, and of frames from other clips;
 - ``motion``: figures of drawn clips at several numbers of steps;
 - ``completion``: the last four of eight frames drawn from the first four, with and without reconstruction guidance;
 - ``cascade``: three stages, 8x8 at 4 frames, 8x8 at 8 frames, 16x16 at 8 frames.
@@ -30,11 +31,18 @@ RUN = Run("video/moving_digits")
 STAGES = tuple(Run(f"video/cascade_{stage}") for stage in ("base", "frames", "size"))
 FIGURES = ("mean_step", "fast_step", "unsteadiness", "mass_variation", "frechet_clip", "nearest")
 NEAREST = next(figure for figure in METRICS if "nearest" in figure.names)
+SEEN = ("mean_step", "unsteadiness", "mass_variation")
 WEIGHTS = (0.0, 2.0, 5.0, 10.0)
 SEEDS = (0, 1000)
 CLIPS, KNOWN = 64, 4
 PAGE = "techniques/video.md"
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+
+
+def motion_figures(x: Tensor) -> list[str]:
+    """The figures `SEEN` of clips, without anything to compare them with."""
+    seen = motion(x)
+    return [f"{value.item():.3f}" for value in (seen.steps.mean(), seen.turns.median(), seen.variation.mean())]
 
 
 def joined(whole: Tensor, truth: Tensor) -> dict[str, float]:
@@ -63,6 +71,17 @@ def completion(module: Any) -> tuple[dict[tuple[int, float], dict[str, float]], 
     return found, drawn
 
 
+def yardsticks(x: Tensor) -> dict[str, Tensor]:
+    """Clips (n, C, T, H, W), the same with the frames of each in a random order, and with every frame from another clip."""
+    n, frames = len(x), x.shape[2]
+    order = torch.rand(n, frames, generator=torch.Generator().manual_seed(0)).argsort(1)
+    return {
+        "clips": x,
+        "their frames in random order": torch.stack([clip[:, row] for clip, row in zip(x, order, strict=True)]),
+        "frames from other clips": torch.stack([x[(torch.arange(n) + 37 * t) % n, :, t] for t in range(frames)], 2),
+    }
+
+
 def strip(x: Tensor) -> Tensor:
     """Clips as rows of frames."""
     return media.grid(x.transpose(1, 2).flatten(0, 1), columns=x.shape[2], zoom=3)
@@ -75,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     module = diffx.load(str(RUN.folder(runs)))
     data = MovingDigits()
     train_items, held_out = (items["x"] for items in real_items(data, 4000) if items is not None)
+    assert held_out is not None
+    lines = [[name, *motion_figures(x)] for name, x in yardsticks(held_out).items()]
+    fill(PAGE, "yardsticks", table(["", *SEEN], lines))
     rows = []
     for steps in (10, 40, 80):
         samples = module.sample(256, seed=0, sampler=replace(module.sampler, steps=steps))
@@ -96,9 +118,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     train(runs, STAGES)
     cascade = Cascade([diffx.load(str(run.folder(runs))) for run in STAGES])
     made = cascade.sample(256, seed=0)
-    seen = motion(made[-1])
-    whole = {"mean_step": seen.steps.mean(), "unsteadiness": seen.turns.median(), "mass_variation": seen.variation.mean()}
-    fill(PAGE, "cascade", table(list(whole), [[f"{value.item():.3f}" for value in whole.values()]]))
+    whole = motion_figures(made[-1])
+    fill(PAGE, "cascade", table(SEEN, [whole]))
 
     media.save(media.grid(module.sample(16, seed=0)), IMAGES / "moving-digits.gif")
     longer = module.extend(drawn[5.0][:8], 4, seed=7)
