@@ -94,7 +94,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     module = diffx.load(str(RUN.folder(runs)))
     data = MovingDigits()
     train_items, held_out = (items["x"] for items in real_items(data, 4000) if items is not None)
-    assert held_out is not None
     lines = [[name, *motion_figures(x)] for name, x in yardsticks(held_out).items()]
     fill(PAGE, "yardsticks", table(["", *SEEN], lines))
     rows = []
