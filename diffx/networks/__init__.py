@@ -7,6 +7,7 @@ from .control import added_control
 from .dance_unet import DanceUNet
 from .diffwave import DiffWave
 from .dit import DiT
+from .efficient_unet import EfficientUNet
 from .mlp import MLP
 from .mousai_unet import MousaiUNet
 from .prior_transformer import PriorTransformer
@@ -29,6 +30,7 @@ __all__ = [
     "DanceUNet",
     "DiT",
     "DiffWave",
+    "EfficientUNet",
     "MousaiUNet",
     "PriorTransformer",
     "Site",

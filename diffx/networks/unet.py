@@ -10,7 +10,7 @@ Distinctive choices
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .attention import CrossAttention, SelfAttention, active_controller, count_heads
-from .blocks import Block, BlockStyle, ConvResample, Place, ResBlock, UBody, closing_layers
+from .blocks import BlockStyle, ConvResample, Place, ResBlock, UBody, block_maker, closing_layers
 from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, zero
 
-__all__ = ["UNet", "check_levels", "levels_at", "name_attention"]
+__all__ = ["UNet", "UShell", "blocks_per_level", "check_levels", "levels_at", "name_attention"]
 
 # size: (width, mults, blocks per level, attention options) of the published ImageNet networks; all attend at side lengths 32, 16 and 8.
 ADM: dict[int, tuple[int, tuple[float, ...], int, dict[str, int]]] = {
@@ -36,8 +36,72 @@ ADM: dict[int, tuple[int, tuple[float, ...], int, dict[str, int]]] = {
 }
 
 
+class UShell(nn.Module):
+    """What U-Nets over pictures have around their body: the embedding of noise and conditions, a stem before it and a head behind.
+
+    Args:
+        channels: channels of x.
+        out_channels: channels of the output; None = ``channels``.
+        conditions: what the network takes.
+        width: of the sines and cosines of the noise coordinate.
+        stem: channels that the body takes and gives.
+        emb: width of the embedding.
+        body: makes the body, a module ``(x (B, stem, H, W), context) -> (B, stem, H, W)``.
+    """
+
+    divisor: int
+
+    def __init__(
+        self, channels: int, out_channels: int | None, conditions: Conditions, width: int, stem: int, emb: int,
+        body: Callable[[], nn.Module],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.channels, self.out_channels, self.conditions = channels, out_channels or channels, conditions
+        self.noise = NoiseEmbedding(width, emb)
+        self.label = LabelEmbedding(conditions.classes, emb) if conditions.classes else None
+        self.vectors = nn.ModuleList(VectorEmbedding(name, length, emb) for name, length in conditions.vectors.items())
+        self.stem = nn.Conv2d(channels + sum(conditions.maps.values()), stem, 3, padding=1)
+        self.body = body()
+        self.norm = Norm(stem)
+        self.head = nn.Conv2d(stem, self.out_channels, 3, padding=1)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Zero what closes each residual branch and the head; everything else keeps torch's uniform law with variance 1 / (3 fan_in).
+
+        Labels are standard normal. These are the laws of EDM's ADM network.
+        """
+        zero(*closing_layers(self), self.head)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
+
+        Raises:
+            ValueError: sizes that do not divide, or conditions the network does not know (see `Conditions.check`).
+        """
+        cond = NO_COND if cond is None else cond
+        check_input(x, noise, self.channels, self.divisor)
+        self.conditions.check(x, cond)
+        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
+        return self.walk(x, self.context(noise, cond))
+
+    def context(self, noise: Tensor, cond: Cond) -> Context:
+        """What every block is told of noise coordinates (B,) and conditions."""
+        tokens, mask = cross_context(cond, tuple(self.conditions.tokens), self.stem.weight.dtype)
+        return Context(self.embed(noise, cond), noise, tokens, mask, active_controller())
+
+    def walk(self, x: Tensor, context: Context) -> Tensor:
+        """From stem to head: data with its maps ``(B, C, H, W)`` to ``(B, out_channels, H, W)``."""
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        return self.head(F.silu(self.norm(self.body(x, context))))
+
+    def embed(self, noise: Tensor, cond: Cond) -> Tensor:
+        """The embedding ``(B, E)`` of noise, label and vectors that modulates every block."""
+        return F.silu(with_conditions(self.noise(noise), cond, self.label, self.vectors))
+
+
 @recorded
-class UNet(nn.Module):
+class UNet(UShell):
     """U-Net over images with label, vector, token and map conditions.
 
     Side lengths must be divisible by ``2 ** (len(mults) - 1)``.
@@ -92,39 +156,24 @@ class UNet(nn.Module):
         resample: Literal["block", "conv"] = "block",
         skip_scale: float = 1.0,
     ) -> None:
-        super().__init__()
         if resample not in ("block", "conv"):
             raise ValueError(f"resample is 'block' or 'conv', got {resample!r}")
-        self.channels, self.out_channels, self.divisor = channels, out_channels or channels, 2 ** (len(mults) - 1)
-        self.conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
         widths = [int(mult * width) for mult in mults]
         attending = check_levels("attention_levels", attention_levels, len(mults))
         crossing = attending if cross_levels is None else check_levels("cross_levels", cross_levels, len(mults))
+        counts = blocks_per_level(blocks, len(mults))
         style = BlockStyle(emb_mult * width, dropout, dropout_of, scale_shift, skip_scale)
-
-        def block(cin: int, cout: int, place: Place) -> Block:
-            middle = place.part == "middle" and place.first
-            here = place.part != "middle"
-            attention = cross = None
-            if middle or (here and place.level in attending):
-                attention = SelfAttention(cout, count_heads(cout, head_dim, heads), skip_scale=skip_scale)
-            if tokens and (middle or (here and place.level in crossing)):
-                cross = CrossAttention(cout, count_heads(cout, head_dim, heads), tokens, skip_scale=skip_scale)
-            return Block(ResBlock(cin, cout, style), attention, cross)
+        conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
 
         def step(width: int, mode: Literal["down", "up"]) -> nn.Module:
             return ConvResample(width, mode) if resample == "conv" else ResBlock(width, width, style, mode)
 
-        self.noise = NoiseEmbedding(width, style.emb)
-        self.label = LabelEmbedding(classes, style.emb) if classes else None
-        self.vectors = nn.ModuleList(VectorEmbedding(name, length, style.emb) for name, length in self.conditions.vectors.items())
-        self.stem = nn.Conv2d(channels + sum(self.conditions.maps.values()), widths[0], 3, padding=1)
-        counts = [blocks] * len(mults) if isinstance(blocks, int) else list(blocks)
-        if len(counts) != len(mults):
-            raise ValueError(f"blocks names {len(counts)} levels, mults {len(mults)}")
-        self.body = UBody(widths[0], widths, counts, block=block, resample=step)
-        self.norm = Norm(widths[0])
-        self.head = nn.Conv2d(widths[0], self.out_channels, 3, padding=1)
+        def body() -> UBody:
+            block = block_maker(style, conditions.tokens, _at(attending), _at(crossing), lambda cout: count_heads(cout, head_dim, heads))
+            return UBody(widths[0], widths, counts, block=block, resample=step)
+
+        super().__init__(channels, out_channels, conditions, width, widths[0], style.emb, body)
+        self.divisor = 2 ** (len(mults) - 1)
         name_attention(self)
         self.initialise()
 
@@ -147,39 +196,10 @@ class UNet(nn.Module):
         preset = {"width": 192, "mults": (1, 1, 2, 2, 4, 4), "attention_levels": levels, "heads": 4, "maps": {"low_res": 3}}
         return cls(**{"classes": classes, **preset, **options})
 
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Zero what closes each residual branch and the head; everything else keeps torch's uniform law with variance 1 / (3 fan_in).
 
-        Labels are standard normal. These are the laws of EDM's ADM network.
-        """
-        zero(*closing_layers(self), self.head)
-
-    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
-
-        Raises:
-            ValueError: sizes that do not divide, or conditions the network does not know (see `Conditions.check`).
-        """
-        cond = NO_COND if cond is None else cond
-        check_input(x, noise, self.channels, self.divisor)
-        self.conditions.check(x, cond)
-        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
-        return self.walk(x, self.context(noise, cond))
-
-    def context(self, noise: Tensor, cond: Cond) -> Context:
-        """What every block is told of noise coordinates (B,) and conditions."""
-        tokens, mask = cross_context(cond, tuple(self.conditions.tokens), self.stem.weight.dtype)
-        return Context(self.embed(noise, cond), noise, tokens, mask, active_controller())
-
-    def walk(self, x: Tensor, context: Context) -> Tensor:
-        """From stem to head: data with its maps ``(B, C, H, W)`` to ``(B, out_channels, H, W)``."""
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        return self.head(F.silu(self.norm(self.body(x, context))))
-
-    def embed(self, noise: Tensor, cond: Cond) -> Tensor:
-        """The embedding ``(B, E)`` of noise, label and vectors that modulates every block."""
-        return F.silu(with_conditions(self.noise(noise), cond, self.label, self.vectors))
+def _at(levels: frozenset[int]) -> Callable[[Place], bool]:
+    """Blocks on these levels, and the first one of the middle whatever they are."""
+    return lambda place: place.first if place.part == "middle" else place.level in levels
 
 
 def levels_at(size: int, sides: Sequence[int]) -> tuple[int, ...]:
@@ -192,6 +212,18 @@ def levels_at(size: int, sides: Sequence[int]) -> tuple[int, ...]:
     if missed := [side for side in sides if side not in met]:
         raise ValueError(f"a picture of side {size} has maps of side {list(met)}, not {missed}")
     return tuple(met[side] for side in sides)
+
+
+def blocks_per_level(blocks: int | Sequence[int], levels: int) -> list[int]:
+    """One number of blocks for each level.
+
+    Raises:
+        ValueError: another number of numbers.
+    """
+    counts = [blocks] * levels if isinstance(blocks, int) else list(blocks)
+    if len(counts) != levels:
+        raise ValueError(f"blocks names {len(counts)} levels, mults {levels}")
+    return counts
 
 
 def check_levels(option: str, levels: Sequence[int], count: int) -> frozenset[int]:
