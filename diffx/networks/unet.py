@@ -134,6 +134,8 @@ class UNet(UShell):
         ValueError: options that do not fit each other: levels out of range, channels that heads do not divide, names used twice.
     """
 
+    body: UBody
+
     def __init__(
         self,
         channels: int = 3,
