@@ -6,6 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffx.networks import EfficientUNet, UNet
 from diffx.networks.attention import SelfAttention
+from diffx.recipes.build import build
+from diffx.recipes.compose import compose
 
 SHAPE = {"width": 64, "mults": (1, 2, 4), "blocks": (1, 2, 4)}
 
@@ -66,3 +68,10 @@ def test_options_are_checked():
         EfficientUNet(3, width=8, mults=(1,), blocks=1, attention_levels=(), tokens={"text": 4})
     with pytest.raises(ValueError, match="divisible by 4"):
         EfficientUNet(3, width=8, mults=(1, 1), blocks=1, head_dim=8)(torch.zeros(1, 3, 6, 6), torch.zeros(1))
+
+
+@pytest.mark.parametrize(("experiment", "count"), [("base_64", 2_387_915_779), ("sr_256", 889_665_155), ("sr_1024", 814_057_091)])
+def test_the_experiments_have_the_documented_sizes(experiment, count):
+    module = compose(f"imagen/{experiment}", ["data.root=pictures", "module.text.path=t5"]).tree["module"]
+    with torch.device("meta"):
+        assert weights(build(module["denoiser"]["net"])) == count
