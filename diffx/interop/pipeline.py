@@ -5,7 +5,7 @@ Nothing in diffx imports this file but the folders that `write_pipeline` writes,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .. import media
 from ..asked import conditions, sampler_for
+from ..conditions import Cond
 from ..recipes.load import load
 from .folder import WEIGHTS, write_pipeline
 
@@ -103,8 +104,8 @@ class DiffxPipeline(DiffusionPipeline):
         module, size = self.technique, None if height is None or width is None else (height, width)
         column = [prompt] if prompt is None or isinstance(prompt, str) else list(prompt)
         classes = None if class_labels is None else [class_labels] if isinstance(class_labels, int) else list(class_labels)
-        seeds = None if generator is None or isinstance(generator, torch.Generator) else [g.initial_seed() for g in generator]
-        n = batch_size or max(len(column), len(classes or []), len(seeds or []), 0 if image is None else len(image))
+        given = 0 if generator is None or isinstance(generator, torch.Generator) else len(generator)
+        n = batch_size or max(len(column), len(classes or []), given, 0 if image is None else len(image))
         cond = conditions(
             module,
             n,
@@ -116,11 +117,7 @@ class DiffxPipeline(DiffusionPipeline):
         walk = sampler_for(module, None, num_inference_steps)
         asked: dict[str, Any] = {"guidance": guidance_scale, **({} if walk is None else {"sampler": walk})}
         asked |= {} if size is None else {"shape": (*module.shape[:-2], *size)}
-        if seeds is None:
-            x = module.sample(n, cond, seed=None if generator is None else generator.initial_seed(), **asked)  # type: ignore[union-attr]
-        else:
-            each = [module.sample(1, cond.rows(slice(i, i + 1)), seed=seed, **asked) for i, seed in enumerate(seeds)]
-            x = torch.cat(each)
+        x = _drawn(module, n, cond, generator, asked)
         out = _output(x.float().cpu(), output_type)
         return out if return_dict else out.to_tuple()
 
@@ -136,6 +133,14 @@ class DiffxPipeline(DiffusionPipeline):
         """The batch column that the first encoder reads."""
         sources = getattr(self.technique, "text", None)
         return "text" if sources is None else next(iter(sources.encoders.values())).reads
+
+
+def _drawn(module: Any, n: int, cond: Cond, generator: Any, asked: Mapping[str, Any]) -> Tensor:
+    """Samples (n, *) from the seeds of one generator or of several."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return module.sample(n, cond, seed=None if generator is None else generator.initial_seed(), **asked)
+    each = [module.sample(1, cond.rows(slice(i, i + 1)), seed=g.initial_seed(), **asked) for i, g in enumerate(generator)]
+    return torch.cat(each)
 
 
 def _output(x: Tensor, kind: str) -> PipelineOutput:
