@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import cli
 from .recipes.errors import RecipeError
-from .sample import check_sampler, sampler_for
+from .sample import check_sampler
 
 if TYPE_CHECKING:
     from .metrics import Features
@@ -85,6 +85,7 @@ def _main(argv: Sequence[str]) -> int:
     _check(options)
     weights, folder, config = _place(options, line.folders)
 
+    from .asked import sampler_for
     from .metrics.evaluation import evaluate
     from .metrics.report import table
     from .recipes.build import build

@@ -20,7 +20,9 @@ from torch.nn import functional as F
 
 from .audio import STFT, wav_bytes, write_wav
 
-__all__ = ["animation", "grid", "log_media", "log_sound", "pyav", "save", "save_sound", "showable", "spectra", "to_uint8", "track"]
+__all__ = [
+    "animation", "grid", "log_media", "log_sound", "picture", "pyav", "save", "save_sound", "showable", "spectra", "to_uint8", "track",
+]  # fmt: skip
 
 TILE = 48  # pixels: smaller samples are enlarged by a whole factor until a person can read them
 GAP = 2  # pixels between tiles
@@ -95,7 +97,7 @@ def track(x: Tensor, rate: int) -> Tensor:
 
 def animation(frames: Tensor, *, fps: float = 8.0, format: str = "GIF") -> bytes:
     """Encode frames ``(T, C, H, W)`` uint8 as an endless ``"GIF"`` (256 colours a frame) or, exactly, ``"WEBP"`` or ``"PNG"``."""
-    pages = [_picture(frame) for frame in frames]
+    pages = [picture(frame) for frame in frames]
     if format == "GIF":  # one palette a frame, chosen without dithering: still parts stay still
         pages = [page if page.mode == "L" else page.convert("RGB").quantize(256, dither=0) for page in pages]
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
@@ -124,7 +126,7 @@ def save(sheet: Tensor, path: str | os.PathLike, *, fps: float = 8.0) -> Path:
     elif sheet.ndim == 4:
         path.write_bytes(animation(sheet, fps=fps, format=path.suffix[1:].upper()))
     else:
-        _picture(sheet).save(path)
+        picture(sheet).save(path)
     return path
 
 
@@ -153,7 +155,7 @@ def _film(frames: Tensor, path: Path, fps: float) -> None:
         stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "12"})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for frame in frames:
-            film.mux(stream.encode(av.VideoFrame.from_image(_picture(frame[:, :height, :width]).convert("RGB"))))
+            film.mux(stream.encode(av.VideoFrame.from_image(picture(frame[:, :height, :width]).convert("RGB"))))
         film.mux(stream.encode())
 
 
@@ -173,7 +175,7 @@ def log_media(logger: Any, tag: str, sheet: Tensor, step: int, *, fps: float = 8
     experiment: Any = getattr(logger, "experiment", None)
     still = sheet if sheet.ndim == 3 else sheet[len(sheet) // 2]
     if hasattr(logger, "log_image"):
-        logger.log_image(key=tag, images=[_picture(still)], step=step)
+        logger.log_image(key=tag, images=[picture(still)], step=step)
     elif sheet.ndim == 4 and hasattr(experiment, "_get_file_writer"):
         experiment._get_file_writer().add_summary(_summary(tag, sheet, fps), step)
     elif hasattr(experiment, "add_image"):
@@ -212,8 +214,8 @@ def _summary(tag: str, frames: Tensor, fps: float) -> Any:
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
-def _picture(image: Tensor) -> Any:
-    """``(C, H, W)`` uint8 to a Pillow image."""
+def picture(image: Tensor) -> Any:
+    """An image ``(C, H, W)`` uint8 on the CPU as a Pillow image."""
     from PIL import Image
 
     pixels = rearrange(image, "c h w -> h w c").numpy()

@@ -15,7 +15,7 @@ from .recipes.errors import RecipeError, hint
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Options", "check_sampler", "main", "sampler_for"]
+__all__ = ["Options", "check_sampler", "main"]
 
 USAGE = """
 python -m diffx.sample checkpoint=PATH [key=value ...]
@@ -126,45 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.entrance(_main, argv)
 
 
-def sampler_for(module: Any, sampler: str | dict[str, Any] | None = None, steps: int | None = None) -> Any:
-    """The sampler to draw with; None means the module's own.
-
-    Args:
-        module: a `DiffusionModule`; steps and schedule of its own sampler hold unless they are replaced.
-        sampler: name of a class in `diffx.samplers`, or a recipe.
-        steps: number of steps.
-
-    Raises:
-        ValueError: ``steps`` for a module whose sampler takes none.
-    """
-    from .recipes import recipe_of
-    from .recipes.build import build
-    from .recipes.check import takes
-
-    if sampler is None and steps is None:
-        return None
-    own = recipe_of(getattr(module, "sampler", None))
-    own = own if isinstance(own, dict) and "_target_" in own else {}
-    if isinstance(sampler, dict):
-        recipe = sampler
-    elif sampler is not None:
-        target = f"diffx.samplers.{sampler}"
-        recipe = {"_target_": target, **{key: own[key] for key in ("steps", "schedule") if key in own and takes(target, key)}}
-    elif own and takes(own["_target_"], "steps"):
-        recipe = own
-    else:
-        raise ValueError(f"steps = {steps}, but {type(module).__name__} has no sampler that takes steps; name one with sampler=")
-    return build({**recipe, **({} if steps is None else {"steps": steps})}, at="sampler")
-
-
 def _main(argv: Sequence[str]) -> None:
     line = cli.parse(argv, USAGE)
     options = cli.options(line, Options)
 
+    from .asked import sampler_for
     from .guidance import Tiled
 
     module, file = _load(options)
-    cond = _shown(module, options, _conditions(module, options))
+    cond = _conditions(module, options)
     walk = sampler_for(module, options.sampler, options.steps)
     guidance = options.guidance if options.tile is None else Tiled(options.tile, options.overlap, options.guidance)
     given: dict[str, Any] = {"guidance": guidance, "seed": options.seed, "chunk": options.chunk}
@@ -175,51 +145,14 @@ def _main(argv: Sequence[str]) -> None:
 
 
 def _conditions(module: Any, options: Options) -> Any:
-    """What the samples are to show: classes, prompts through the module's own encoders, or nothing; and that nothing is cut away."""
-    import torch
-
-    from .conditions import Cond
-
-    label = None if options.classes is None else torch.tensor(options.classes, device=module.device)
-    vectors = _whole(module, options)
-    if not options.texts:
-        return Cond(label=label, vectors=vectors)
-    sources = getattr(module, "text", None)
-    read = [] if sources is None else [encoder.reads for encoder in sources.encoders.values()]
-    if unknown := [name for name in options.texts if name not in read]:
-        reads = f"reads {', '.join(map(repr, read))}: write text={{{read[0]}: ...}}" if read else "was trained without text"
-        raise ValueError(f"there is nothing in this model that reads {unknown[0]!r}; it {reads}")
-    with torch.no_grad():
-        return module.condition({**({} if label is None else {"label": label}), **options.texts, **vectors})
-
-
-def _shown(module: Any, options: Options, cond: Any) -> Any:
-    """The conditions with the pictures that the model refines."""
-    from dataclasses import replace
-
+    """What the samples are to show."""
     import numpy as np
     import torch
 
-    if options.images is None:
-        return cond
-    if not hasattr(module, "source"):
-        raise ValueError(f"images={options.images}, but {type(module).__name__} refines no pictures; leave images out")
-    images = torch.from_numpy(np.load(options.images)["images"]).float().to(module.device)
-    rows = torch.arange(options.count, device=module.device) % len(images)
-    return replace(cond, maps={**cond.maps, module.source: images[rows]})
+    from .asked import conditions
 
-
-def _whole(module: Any, options: Options) -> dict[str, Tensor]:
-    """The size and crop condition of pictures that were never larger, where the network takes one."""
-    import torch
-
-    from .data import size_crop
-
-    net = getattr(getattr(module, "denoiser", None), "net", None)
-    if "size_crop" not in getattr(getattr(net, "conditions", None), "vectors", ()):
-        return {}
-    size = options.size or module.shape[-2:]
-    return {"size_crop": size_crop(torch.tensor([[*size, 0, 0, *size]] * options.count, device=module.device))}
+    images = None if options.images is None else torch.from_numpy(np.load(options.images)["images"])
+    return conditions(module, options.count, labels=options.classes, text=options.texts, images=images, size=options.size)
 
 
 def check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:

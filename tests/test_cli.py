@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from diffx import cli, fit, sample
+from diffx.asked import sampler_for
 from diffx.recipes import runs
 from diffx.recipes.compose import compose
 from diffx.recipes.errors import RecipeError
@@ -316,7 +317,7 @@ def test_sampler_for():
     from diffx.schedules import Karras
 
     module = EDM(Denoiser(MLP(width=8)), shape=(2,), sampler=Heun(7, Karras(rho=3.0)))
-    assert sample.sampler_for(module) is None
-    assert sample.sampler_for(module, steps=3).steps == 3
-    euler = sample.sampler_for(module, "Euler")
+    assert sampler_for(module) is None
+    assert sampler_for(module, steps=3).steps == 3
+    euler = sampler_for(module, "Euler")
     assert type(euler).__name__ == "Euler" and euler.steps == 7 and euler.schedule == Karras(rho=3.0)

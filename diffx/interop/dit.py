@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import rng
 from ..networks.dit import DIT_SIZES, DiT
-from .weights import Source, fill, read_weights
+from .weights import Source, fill, named, read_weights, recognised, refuse
 
 __all__ = ["load_dit", "read_dit"]
 
@@ -63,7 +63,7 @@ def load_dit(net: DiT, source: Source, *, weights: Literal["ema", "raw"] = "ema"
     """
     state = _canonical(read_weights(source, weights))
     _check_positions(net, state.pop(POSITIONS, None))
-    fill(net, state, _named(source))
+    fill(net, state, named(source))
     return net
 
 
@@ -117,6 +117,8 @@ def _canonical(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(state)
     if any(BLOCK.match(name) for name in state):
         return _from_diffusers(state)
+    if kind := recognised(state):
+        raise refuse("DiT", kind, "these weights")
     raise ValueError(f"neither the published layout of DiT nor that of diffusers; the first names are {list(state)[:3]}")
 
 
@@ -153,7 +155,3 @@ def _check_positions(net: DiT, table: Tensor | None) -> None:
     gap = (table.to(own) - own).abs().max().item()
     if gap > max(1e-6, torch.finfo(table.dtype).eps):
         raise ValueError(f"positions are laid out differently: the table of the weights is up to {gap:.2g} away from the network's")
-
-
-def _named(source: Source) -> str:
-    return "these weights" if isinstance(source, (Mapping, nn.Module)) else f"the weights of {source}"

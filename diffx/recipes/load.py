@@ -6,6 +6,7 @@ and modules, optimizers and learning-rate schedulers of `FOREIGN` packages, unle
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,12 +16,13 @@ from .build import Allow, build, resolve
 from .errors import RecipeError, hint
 from .record import OPAQUE, is_recorded, public_name
 
-__all__ = ["FOREIGN", "SCHEMA", "UPGRADES", "allowed", "fill", "load", "locate", "read"]
+__all__ = ["EXPORT", "FOREIGN", "SCHEMA", "UPGRADES", "allowed", "fill", "load", "locate", "read"]
 
 FOREIGN = ("torch", "timm", "diffusers", "transformers")
 SCHEMA = 1
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}  # schema n -> function that makes a checkpoint of schema n + 1
 EMA = "diffx.EMA"
+EXPORT = "technique/model.safetensors"  # where a pipeline folder of `diffx.export` keeps weights and recipe
 
 
 def load(path: str | os.PathLike[str], weights: str = "ema", *, part: str | None = None, device: Any = "cpu", trust: bool = False,
@@ -28,7 +30,7 @@ def load(path: str | os.PathLike[str], weights: str = "ema", *, part: str | None
     """Build the module that a checkpoint describes and fill in its weights; it comes back in evaluation mode.
 
     Args:
-        path: a checkpoint, or a run folder (its newest good checkpoint then).
+        path: a checkpoint, or a run folder (its newest good checkpoint then), or what `diffx.export` wrote.
         weights: ``"ema"`` for the first average, ``"ema:NAME"`` for a named one, ``"raw"`` for the weights that were trained. A checkpoint
             without averages gives its raw weights to ``"ema"`` and says so.
         part: give back this sub-module only, e.g. ``"denoiser"`` for a teacher.
@@ -61,7 +63,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     import torch
 
     file = locate(path)
-    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    checkpoint = _exported(file) if _is_export(file) else torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     about = checkpoint.get("diffx") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "recipe" not in about or "state_dict" not in checkpoint:
         raise ValueError(f"{file} is no diffx checkpoint: it holds no recipe; build the module yourself and use load_state_dict")
@@ -76,6 +78,8 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 def locate(path: str | os.PathLike[str]) -> Path:
     """A checkpoint file that can be read: the path itself, or the newest good one of a run folder or a folder of checkpoints.
 
+    What `diffx.export` writes, a ``.safetensors`` file or a pipeline folder, counts as a checkpoint.
+
     Raises:
         FileNotFoundError: there is none.
         ValueError: the file is damaged.
@@ -83,6 +87,10 @@ def locate(path: str | os.PathLike[str]) -> Path:
     from .. import files
 
     file = Path(path)
+    if (file / EXPORT).is_file():
+        return file / EXPORT
+    if _is_export(file) and file.is_file():
+        return file
     if not file.is_dir():
         files.verify(file)
         return file
@@ -91,6 +99,22 @@ def locate(path: str | os.PathLike[str]) -> Path:
     if found is None:
         raise FileNotFoundError(f"there is no good checkpoint in {inside}")
     return found
+
+
+def _is_export(file: Path) -> bool:
+    return file.suffix == ".safetensors"
+
+
+def _exported(file: Path) -> dict[str, Any]:
+    """What `diffx.export` wrote, in the form of a checkpoint."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as held:
+            about = json.loads((held.metadata() or {}).get("diffx", "null"))
+            return {"diffx": about, "state_dict": {name: held.get_tensor(name) for name in held.keys()}}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def fill(module: Any, checkpoint: Mapping[str, Any], weights: str = "ema", file: str | os.PathLike[str] = "the checkpoint") -> None:
@@ -103,7 +127,10 @@ def fill(module: Any, checkpoint: Mapping[str, Any], weights: str = "ema", file:
     if kind not in {"ema", "raw"} or (kind == "raw" and name):
         raise ValueError(f'weights must be "ema", "ema:NAME" or "raw", got {weights!r}')
     state = dict(checkpoint["state_dict"])
-    if kind == "ema":
+    if (held := checkpoint.get("diffx", {}).get("weights")) is not None:
+        if weights not in {"ema", held}:
+            raise ValueError(f"{file} was exported with weights={held} and holds no others, but {weights!r} were asked for")
+    elif kind == "ema":
         average = checkpoint.get("callbacks", {}).get(EMA)
         profiles = average["profiles"] if average else {}
         if name and name not in profiles:
