@@ -8,6 +8,7 @@ from .dance_unet import DanceUNet
 from .diffwave import DiffWave
 from .dit import DiT
 from .efficient_unet import EfficientUNet
+from .low_rank import LowRank
 from .mlp import MLP
 from .mousai_unet import MousaiUNet
 from .prior_transformer import PriorTransformer
@@ -31,6 +32,7 @@ __all__ = [
     "DiT",
     "DiffWave",
     "EfficientUNet",
+    "LowRank",
     "MousaiUNet",
     "PriorTransformer",
     "Site",
