@@ -8,6 +8,8 @@ from diffx.conditions import Cond
 from diffx.networks import SongUNet, UNet, VideoUNet, attention_control
 from diffx.networks.attention import AttentionController
 from diffx.networks.temporal import TemporalAttention, TemporalConv, relative_bucket
+from diffx.recipes.build import build
+from diffx.recipes.compose import compose
 
 SMALL = {"width": 16, "mults": (1, 2), "blocks": 1}
 FRAMES = 5
@@ -185,3 +187,15 @@ def test_refuses_other_data():
         net(x, noise, stills=torch.ones(2, dtype=torch.bool))
     with pytest.raises(TypeError, match="UNet or SongUNet"):
         VideoUNet(NETWORKS["dit"].make())
+
+
+@pytest.mark.parametrize(("stage", "count"), [
+    ("1_base", 5_955_085_571), ("2_frames", 1_573_862_915), ("3_size", 1_573_859_459), ("4_size", 1_580_583_811),
+    ("5_frames", 861_018_083), ("6_frames", 707_154_611), ("7_size", 314_648_003),
+])  # fmt: skip
+def test_the_stages_of_the_large_cascade_have_the_documented_sizes(stage, count):
+    tree = compose(f"imagen_video/{stage}", ["data.root=clips", "module.text.path=t5"]).tree
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build(tree["module"]["denoiser"]["net"]).parameters()) == count
+    frames, size = tree["data"]["frames"], tree["data"]["size"]
+    assert tree["module"]["shape"] == [3, frames, *size]
