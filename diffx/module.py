@@ -126,9 +126,11 @@ class DiffusionModule(Parts, ABC):
         with torch.no_grad():
             x = batch["latent"] if "latent" in batch else self.codec.encode(batch["x"])
         cond = self.condition(batch)
-        if not self.training or not len(cond):
-            return x, cond
-        return x, cond.drop(self.drop) if self.text is None else self.text.drop(cond, self.drop)
+        return x, self.hide(cond) if self.training and len(cond) else cond
+
+    def hide(self, cond: Cond) -> Cond:
+        """The conditions of a training batch with some of them hidden at random. Override where they are not hidden independently."""
+        return cond.drop(self.drop) if self.text is None else self.text.drop(cond, self.drop)
 
     def check_shape(self, data_shape: Sequence[int]) -> None:
         """Refuse data whose samples have another shape than the module's. Override where something else in a batch is learnt."""

@@ -26,6 +26,7 @@ from diffx.techniques import (
     ConsistencyDistillation,
     DiTDiffusion,
     GuidanceDistillation,
+    InstructPix2Pix,
     KnowledgeEnhanced,
     LearnedRange,
     MaskedTokens,
@@ -132,6 +133,21 @@ def super_resolution(**options: Any) -> SuperResolution:
     return SuperResolution(Denoiser(net), shape=(1, 8, 8), factor=2, sampler=Heun(4), **options)
 
 
+def instructed(**options: Any) -> InstructPix2Pix:
+    net = unet(classes=0, maps={"source": 1}, tokens={"text": 8}, vectors={"text_pooled": 8})
+    return InstructPix2Pix(Denoiser(net), shape=(1, 8, 8), text=Bytes(8, 1, 2, 16, reads="instruction"), sampler=Heun(4), **options)
+
+
+def edits(n: int) -> dict[str, Any]:
+    x = pictures(n)["x"]
+    return {"x": x, "source": x.flip(-1), "instruction": [("mirror it", "turn it")[i % 2] for i in range(n)]}
+
+
+def instructions(n: int) -> Cond:
+    tokens = torch.randn(n, 4, 8, generator=torch.Generator().manual_seed(n))
+    return Cond(tokens={"text": tokens}, vectors={"text_pooled": tokens.mean(1)}, maps={"source": pictures(n)["x"].flip(-1)})
+
+
 def small_pictures(n: int) -> Cond:
     return replace(labels(n), maps={"low_res": pictures(n)["x"][..., ::2, ::2].contiguous()})
 
@@ -228,6 +244,7 @@ TECHNIQUES = {
     "experts": Case(experts, pictures, labels),
     "experts_sharing": Case(lambda: experts(("*conv2*",)), pictures, labels),
     "rin": Case(rin, pictures, labels),
+    "instruct_pix2pix": Case(instructed, edits, instructions),
     "super_resolution": Case(super_resolution, pictures, small_pictures),
     "progressive": Case(progressive, pictures, labels),
     "progressive_told": Case(lambda: progressive(Denoiser(unet(vectors={"guidance": 1})), scales=(1.0, 4.0)), pictures, labels),

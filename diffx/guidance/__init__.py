@@ -10,7 +10,7 @@ the same carry, then that of the conditional branch is kept.
 
 from .binding import Carry, Guidance, Guide, Plain, bind, carried
 from .channels import FirstChannels
-from .contrast import Autoguidance, ClassifierFree, Interval, PerBand, Piecewise, as_guide, classifier_free
+from .contrast import Autoguidance, ClassifierFree, Interval, PerBand, PictureAndText, Piecewise, as_guide, classifier_free
 from .controlled import ControlledDenoiser
 from .correction import DynamicThreshold, Rescale, StaticThreshold
 from .keywords import KeyWordBoost
@@ -21,6 +21,7 @@ from .tiled import Tiled
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "ControlledDenoiser", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval",
-    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "Tiled",
-    "as_guide", "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided", "replaced",
+    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "PictureAndText", "Piecewise", "Plain", "Rescale", "Rising",
+    "StaticThreshold", "Tiled", "as_guide", "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided",
+    "replaced",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from ..schedules import Bands
 from ..tensors import expand
 from .binding import Carry, Guidance, Guide, Pair, Plain, bind
 
-__all__ = ["Autoguidance", "ClassifierFree", "Interval", "PerBand", "Piecewise", "as_guide", "classifier_free"]
+__all__ = ["Autoguidance", "ClassifierFree", "Interval", "PerBand", "PictureAndText", "Piecewise", "as_guide", "classifier_free"]
 
 Scale: TypeAlias = float | Callable[[float], float]
 
@@ -168,6 +168,42 @@ class Autoguidance(Guidance):
         def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             main, scale = good(x, sigma), _scale_at(self.scale, sigma)
             return (main if _off(scale) else _mixed(bad(x, sigma), main, scale)), main
+
+        return pair
+
+
+@recorded
+@dataclass(frozen=True)
+class PictureAndText(Guidance):
+    """Guidance with one scale for a picture and one for everything else (Brooks et al. 2023, InstructPix2Pix, arXiv:2211.09800, eq. 3).
+
+    ``D() + picture * (D(map) - D()) + scale * (D(map, rest) - D(map))``, three evaluations in one batch; both scales 1 are the conditional
+    estimate alone.
+
+    Args:
+        scale: of label, tokens and vectors.
+        picture: of the map.
+        name: of the map.
+
+    Raises:
+        ValueError: when bound to a condition without that map.
+    """
+
+    scale: float
+    picture: float
+    name: str = "source"
+
+    def pair(self, denoiser: Denoiser, cond: Cond, carry: Carry | None = None) -> Pair:
+        if self.name not in cond.maps:
+            raise ValueError(f"there is no map {self.name!r} to be guided by; the conditions are {sorted({*cond.names, *cond.maps})}")
+        if self.scale == self.picture == 1:
+            return Plain().pair(denoiser, cond, carry)
+        shown = cond.hidden()
+        all_three = bind(denoiser, cond.cat(shown).cat(shown.hidden(self.name)), carry)
+
+        def pair(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            both, picture, nothing = all_three(torch.cat([x, x, x]), torch.cat([sigma, sigma, sigma])).chunk(3)
+            return nothing + self.picture * (picture - nothing) + self.scale * (both - picture), both
 
         return pair
 

@@ -13,6 +13,7 @@ from .motion import MOTION
 from .pitch_judge import NAMES as PITCH
 from .pitch_judge import PitchJudge, pitch_figure
 from .retrieval import retrieval_figure
+from .shapes_edits import EDITS, edit_figures
 from .shapes_judge import NAMES, shapes_figure
 from .sound import LogMel
 
@@ -41,7 +42,12 @@ def _(data: Shapes, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
         except ValueError as error:
             raise Unsuited(str(error)) from error
 
-    return (Figure((*NAMES, *told, "prompt_gain"), compute),)
+    shown = Figure((*NAMES, *told, "prompt_gain"), compute)
+    return (shown, Figure(EDITS, lambda evidence: _edited(evidence, asked))) if data.options["edits"] else (shown,)
+
+
+def _edited(evidence: Evidence, asked: Mapping[str, Any]) -> Results:
+    return {name: {"value": value} for name, value in edit_figures(evidence.samples, asked).items()}
 
 
 @own_figures.register

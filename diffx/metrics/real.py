@@ -62,7 +62,9 @@ def _fetched(source: Any, limit: int) -> dict[str, Any] | None:
         return None
     rows = rng.permutation(len(source), "evaluate")[:limit].sort().values
     parts = [dict(source.fetch(part.numpy(), 0)) for part in rows.split(256)]
-    return _joined([{**part, "x": normalise(part["x"]) if not part["x"].is_floating_point() else part["x"]} for part in parts])
+    return _joined(
+        [{name: normalise(v) if isinstance(v, Tensor) and v.dtype == torch.uint8 else v for name, v in part.items()} for part in parts]
+    )
 
 
 def _loaded(data: L.LightningDataModule, stage: str, limit: int) -> dict[str, Any] | None:

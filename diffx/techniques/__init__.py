@@ -11,6 +11,7 @@ from .experts import NoiseBandExperts
 from .experts import expert_tree as expert_tree
 from .experts import inherit as inherit
 from .guided import GuidanceDistillation
+from .instruct_pix2pix import InstructPix2Pix
 from .knowledge import KnowledgeEnhanced
 from .masked_tokens import MaskedTokens
 from .meanflow import MeanFlow
@@ -31,6 +32,7 @@ __all__ = [
     "ConsistencyDistillation",
     "DiTDiffusion",
     "GuidanceDistillation",
+    "InstructPix2Pix",
     "KnowledgeEnhanced",
     "MaskedTokens",
     "MeanFlow",
