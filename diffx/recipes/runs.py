@@ -25,7 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["choose", "describe", "is_rank_zero", "latest_run", "locked", "new_id", "resume_from"]
+__all__ = ["announced", "choose", "describe", "is_rank_zero", "latest_run", "locked", "new_id", "resume_from"]
 
 SHARED = "DIFFX_RUN_FOLDER"  # rank 0 tells the ranks that it starts
 PACKAGES = ("torch", "lightning", "torchvision", "omegaconf", "einops", "timm", "diffusers", "numpy", "safetensors", "tensorboard")
@@ -78,7 +78,6 @@ def choose(config: Config) -> Path:
     folder = folder.resolve()
     if is_rank_zero():
         _make(folder)
-        os.environ[SHARED] = str(folder)
     return folder
 
 
@@ -106,6 +105,20 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()
         yield
+
+
+@contextmanager
+def announced(folder: Path) -> Iterator[None]:
+    """While this holds, processes that rank 0 starts learn of its run folder."""
+    before = os.environ.get(SHARED)
+    os.environ[SHARED] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SHARED]
+        else:
+            os.environ[SHARED] = before
 
 
 def latest_run(root: Path) -> Path:
