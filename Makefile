@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow test-slurm lint type docs bench distillation objectives conditioning editing results clean
+.PHONY: help install fit test test-fast test-slow test-slurm lint type docs bench faults distillation objectives conditioning editing results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
@@ -49,6 +49,9 @@ docs: $(STAMP) ## build the pages into docs/_build/html, warnings are errors; th
 
 bench: $(STAMP) ## time a training step of our U-Net beside diffusers' (the same job for both, interleaved)
 	$(BIN)/python -m benchmarks.unet_step $(ARGS)
+
+faults: $(STAMP) ## kill, damage, starve and spoil small runs, write the table of docs/reliability.md
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.faults $(ARGS)
 
 distillation: $(STAMP) ## train all students of the digits where they are missing, measure them, write the tables of docs/techniques/distillation.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.distillation $(ARGS)
