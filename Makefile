@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow lint type docs bench distillation objectives conditioning editing results clean
+.PHONY: help install fit test test-fast test-slow test-slurm lint type docs bench distillation objectives conditioning editing results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
@@ -31,6 +31,9 @@ test-fast: $(STAMP) ## the quick part: no wheel, no docs, no training
 
 test-slow: $(STAMP) ## only the long tests (marker slow)
 	$(ONE_THREAD) $(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)
+
+test-slurm: $(STAMP) ## a real two-node SLURM cluster on this machine: ranks, requeue, resume; as root it installs slurm-wlm and munge
+	$(ONE_THREAD) timeout 600 $(BIN)/python -m pytest -m slurm -s tests/test_slurm.py $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from . import cli, cluster
 from .recipes.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -44,14 +44,28 @@ examples
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; gives back the exit code: 0, 2 for a mistake in the configuration, 1 for anything else."""
+    """Entry point; gives back the exit code: 0, 2 for a mistake in the configuration, 128 + n after signal n, 1 for anything else.
+
+    A job that was saved and requeued ends with 0.
+    """
     return cli.entrance(_main, argv)
 
 
-def _main(argv: Sequence[str]) -> None:
+def _main(argv: Sequence[str]) -> int:
     line = cli.parse(argv, USAGE, flags=("list", "print", "check"))
     config = cli.experiment(_continued(line))
-    _train(config, argv, only_check="check" in line.flags)
+    return _train(config, argv, _launch(config), only_check="check" in line.flags)
+
+
+def _launch(config: Config) -> dict[str, int]:
+    """What SLURM says of nodes and devices, checked against the experiment; nothing outside SLURM."""
+    step = cluster.step()
+    if step is None:
+        return {}
+    sizes = cluster.check_trainer(step, config.tree.get("trainer"))
+    cluster.check_rendezvous(step)
+    step.export()
+    return sizes
 
 
 def _continued(line: cli.Line) -> cli.Line:
@@ -65,7 +79,8 @@ def _continued(line: cli.Line) -> cli.Line:
     return cli.Line(str(stored), line.keys, line.flags, line.folders)
 
 
-def _train(config: Config, argv: Sequence[str], only_check: bool) -> None:
+def _train(config: Config, argv: Sequence[str], launch: dict[str, int], only_check: bool) -> int:
+    from .callbacks.preemption import Preempted
     from .recipes import runs
     from .recipes.assemble import assemble, trainer_of
     from .recipes.check import check
@@ -74,11 +89,11 @@ def _train(config: Config, argv: Sequence[str], only_check: bool) -> None:
     check(config, imported=True)
     if only_check:
         _report(assemble(config))
-        return
+        return 0
     folder = runs.choose(config)
     start = runs.resume_from(config, folder)
     parts = assemble(config, start)
-    trainer = trainer_of(config, parts, folder)
+    trainer = trainer_of(config, parts, folder, launch)
     if runs.is_rank_zero():
         runs.describe(folder, config, argv)
         _say(f"run folder {_short(folder)}" + (f": continues from {_short(start)}" if start else ": starts at step 0"))
@@ -86,6 +101,11 @@ def _train(config: Config, argv: Sequence[str], only_check: bool) -> None:
     try:
         trainer.fit(parts.module, parts.data, ckpt_path=start, weights_only=True)
         finished = trainer.state.status == "finished"
+        return 0
+    except Preempted as stop:
+        if runs.is_rank_zero():
+            _say(str(stop))
+        return stop.exit_code
     finally:
         if runs.is_rank_zero():
             _farewell(config, folder, finished)
@@ -99,6 +119,7 @@ def _calm_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*(LeafSpec|Total length of `list` across ranks is zero).*")
+    warnings.filterwarnings("ignore", message="The `srun` command is available")  # `cluster.step` looks closer
 
 
 def _report(parts: Any) -> None:

@@ -5,6 +5,7 @@ from ..files import latest
 from .bands import NoiseBands
 from .checkpoints import AtomicCheckpointIO, Checkpoints
 from .ema import EMA
+from .preemption import Preempted, Preemption
 from .progress import ProgressLine, progress
 from .samples import SampleLogger
 from .snapshots import PowerSnapshots
@@ -20,6 +21,8 @@ __all__ = [
            "NoiseBands",
            "Power",
            "PowerSnapshots",
+           "Preempted",
+           "Preemption",
            "ProgressLine",
            "SampleLogger",
            "Throughput",

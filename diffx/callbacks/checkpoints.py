@@ -102,9 +102,12 @@ class Checkpoints(Checkpoint):
         self._boundary = step != self._step
         self._step = step
         self._versions = [buffer._version for buffer in self._buffers]
-        done = pl_module.phase_done()
-        if self._boundary and (done or step % self.every_n_steps == 0 or 0 <= trainer.max_steps <= step):
-            self._save(trainer, f"phase_{pl_module.phase}.ckpt" if done else None)
+        if self._boundary and (pl_module.phase_done() or step % self.every_n_steps == 0 or 0 <= trainer.max_steps <= step):
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """Save now, on all ranks, unless this step is saved already. For callbacks, between an optimizer step and the next batch."""
+        self._save(trainer, f"phase_{pl_module.phase}.ckpt" if pl_module.phase_done() else None)
 
     def on_train_end(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Save what a stop for another reason left unsaved."""

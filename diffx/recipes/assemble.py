@@ -68,8 +68,14 @@ def seeded(config: Config, section: str) -> dict[str, Any]:
     return recipe
 
 
-def trainer_of(config: Config, parts: Parts, folder: Path) -> Any:
+def trainer_of(config: Config, parts: Parts, folder: Path, launch: Mapping[str, Any] | None = None) -> Any:
     """The Trainer of a run folder, with its loggers.
+
+    Args:
+        config: the experiment.
+        parts: what it was built to.
+        folder: of the run.
+        launch: ``num_nodes`` and ``devices`` where SLURM has started the ranks (see `diffx.cluster`).
 
     Raises:
         RecipeError: a logger or the Trainer refuses its arguments.
@@ -80,11 +86,19 @@ def trainer_of(config: Config, parts: Parts, folder: Path) -> Any:
     options = {
         **TRAINER_DEFAULTS,
         **build(config.tree.get("trainer") or {}, at="trainer"),
+        **(launch or {}),
         "default_root_dir": str(folder),
         "callbacks": parts.callbacks,
         "logger": loggers or False,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in parts.callbacks),
     }
+    if launch:
+        from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+        given = (
+            options.get("plugins") or []
+        )  # SLURMEnvironment would save inside a signal handler, which can deadlock: `Preemption` does it
+        options["plugins"] = [*(given if isinstance(given, list) else [given]), SLURMEnvironment(auto_requeue=False)]
     return build({"_target_": "lightning.Trainer", **options}, at="trainer")
 
 

@@ -36,7 +36,10 @@ def new_id() -> str:
         RecipeError: several independent processes start one run and nothing names it for all of them.
     """
     environment = os.environ
-    if "SLURM_JOB_ID" in environment and environment.get("SLURM_JOB_NAME") not in {"bash", "interactive"}:
+    shell = environment.get("SLURM_JOB_NAME") in {"bash", "interactive"}
+    if shell and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # several runs in one allocation
+        return f"{environment['SLURM_JOB_ID']}.{environment['SLURM_STEP_ID']}"
+    if "SLURM_JOB_ID" in environment and not shell:
         task = environment.get("SLURM_ARRAY_TASK_ID")
         return f"{environment.get('SLURM_ARRAY_JOB_ID', environment['SLURM_JOB_ID'])}_{task}" if task else environment["SLURM_JOB_ID"]
     if environment.get("TORCHELASTIC_RUN_ID", "none") != "none":

@@ -33,6 +33,7 @@ CALLBACKS = {
     "bands": "diffx.callbacks.NoiseBands",
     "checkpoints": "diffx.callbacks.Checkpoints",
     "ema": "diffx.callbacks.EMA",
+    "preemption": "diffx.callbacks.Preemption",
     "progress": "diffx.callbacks.progress",
     "samples": "diffx.callbacks.SampleLogger",
     "throughput": "diffx.callbacks.Throughput",
