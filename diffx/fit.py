@@ -99,7 +99,8 @@ def _train(config: Config, argv: Sequence[str], launch: dict[str, int], only_che
         _say(f"run folder {_short(folder)}" + (f": continues from {_short(start)}" if start else ": starts at step 0"))
     finished = False
     try:
-        trainer.fit(parts.module, parts.data, ckpt_path=start, weights_only=True)
+        with runs.announced(folder):
+            trainer.fit(parts.module, parts.data, ckpt_path=start, weights_only=True)
         finished = trainer.state.status == "finished"
         return 0
     except Preempted as stop:

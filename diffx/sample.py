@@ -29,6 +29,7 @@ keys
   images=FILE.npz        pictures that the model refines (super-resolution), as save=npz writes them, repeated up to n
   size=[64, 96]          height and width in pixels, for a model trained in buckets; the module's own by default
   guidance=1             1 is off, 0 ignores the condition
+  tile=512 overlap=128   draw large pictures in tiles of so many pixels, blended where they overlap; no tiles by default
   steps=18               sampling steps; the model's own by default
   sampler=Euler          by name, or as a mapping with _target_; the model's own by default
   seed=0                 sample i is a function of seed + i alone
@@ -59,6 +60,8 @@ class Options:
     images: str | None = None
     size: list[int] | None = None
     guidance: float = 1.0
+    tile: int | None = None
+    overlap: int = 0
     steps: int | None = None
     sampler: str | dict | None = None
     seed: int = 0
@@ -72,7 +75,7 @@ class Options:
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("n", "steps", "chunk", "rate"):
+        for name in ("n", "steps", "chunk", "rate", "tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} must be at least 1, got {value}")
@@ -128,11 +131,13 @@ def _main(argv: Sequence[str]) -> None:
     options = cli.options(line, Options)
 
     from .asked import sampler_for
+    from .guidance import Tiled
 
     module, file = _load(options)
     cond = _conditions(module, options)
     walk = sampler_for(module, options.sampler, options.steps)
-    given: dict[str, Any] = {"guidance": options.guidance, "seed": options.seed, "chunk": options.chunk}
+    guidance = options.guidance if options.tile is None else Tiled(options.tile, options.overlap, options.guidance)
+    given: dict[str, Any] = {"guidance": guidance, "seed": options.seed, "chunk": options.chunk}
     given |= {} if options.size is None else {"shape": (*module.shape[:-2], *options.size)}
     x = module.sample(options.count, cond, **given, **({} if walk is None else {"sampler": walk}))
     for path in _write(options, file, x.float().cpu()):

@@ -15,6 +15,7 @@ from diffx.networks import (
     DanceUNet,
     DiffWave,
     DiT,
+    EfficientUNet,
     MousaiUNet,
     PriorTransformer,
     SongUNet,
@@ -97,6 +98,23 @@ NETWORKS = {
     "unet_ddpm": Case(
         lambda: UNet(
             3, width=16, mults=(1, 1, 2), blocks=(1, 2, 1), attention_levels=(1,), scale_shift=False, resample="conv", skip_scale=0.7
+        )
+    ),
+    "efficient": Case(lambda: EfficientUNet(3, width=16, mults=(1, 2), blocks=(1, 2), head_dim=16)),
+    "efficient_all": Case(
+        lambda: EfficientUNet(
+            3,
+            6,
+            width=16,
+            mults=(1, 2),
+            blocks=1,
+            attention_levels=(),
+            cross_levels=(-1,),
+            classes=4,
+            vectors={"size": 2},
+            tokens={"t5": 12, "clip": 7},
+            maps={"low_res": 3, "mask": 1},
+            head_dim=8,
         )
     ),
     "ddpmpp": Case(lambda: SongUNet(3, **SMALL, classes=4, vectors={"augment": 9}), fresh_zero=False),

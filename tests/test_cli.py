@@ -194,8 +194,8 @@ def test_ranks_agree(here, monkeypatch):
     """Processes that rank 0 starts inherit its folder; ranks that nobody told refuse to invent one."""
     chosen = runs.choose(config_of())
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert runs.choose(config_of()) == chosen and not runs.is_rank_zero()
-    monkeypatch.delenv(runs.SHARED)
+    with runs.announced(chosen):
+        assert runs.choose(config_of()) == chosen and not runs.is_rank_zero()
     with pytest.raises(RecipeError, match="run=NAME"):
         runs.choose(config_of())
     assert runs.choose(config_of("run=mine")) == here / "runs/tiny/mine"

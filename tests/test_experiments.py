@@ -24,7 +24,6 @@ def pictures_for(run, folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_in_its_small_form(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DIFFX_RUN_FOLDER", raising=False)
     assert fit.main([f"experiment={name}", "small=true", "run=try", "trainer.accelerator=cpu"]) == 0
     run = tmp_path / "runs" / name / "try"
     assert {"config.yaml", "config.input.yaml", "env.json"} <= {path.name for path in run.iterdir()}

@@ -1,12 +1,13 @@
 """Two ranks with one micro-batch each train what one rank with two micro-batches trains: same data, levels, noise, drops."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from diffx import fit
 
 SGD = "{_target_: torch.optim.SGD, _partial_: true, lr: 0.3}"
 # Experiment -> what it needs beside. The parts of DMD2 take turns: in every step some parameters have a gradient on no rank.
@@ -18,15 +19,29 @@ PLANS = {
 }
 
 
-def train(runs: Path, experiment: str, name: str, *options: str) -> dict[str, torch.Tensor]:
-    """Raw weights after three steps of plain SGD, which does not blow rounding up as Adam does, on the experiment in its small form."""
-    words = [f"experiment={experiment}", "small=true", f"runs={runs}", f"run={name}", "trainer.accelerator=cpu", "callbacks.samples=null",
-             "trainer.gradient_clip_val=null", "module.lr_schedule=null", f"module.optimizer={SGD}"]  # fmt: skip
-    words += [*PLANS[experiment], *options]
-    environment = {key: value for key, value in os.environ.items() if key != "DIFFX_RUN_FOLDER"}
-    done = subprocess.run([sys.executable, "-m", "diffx.fit", *words], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def words(runs: Path, experiment: str, name: str, *options: str) -> list[str]:
+    """Three steps of plain SGD, which does not blow rounding up as Adam does, on the experiment in its small form."""
+    return [f"experiment={experiment}", "small=true", f"runs={runs}", f"run={name}", "trainer.accelerator=cpu", "callbacks.samples=null",
+            "trainer.gradient_clip_val=null", "module.lr_schedule=null", f"module.optimizer={SGD}",
+            *PLANS[experiment], *options]  # fmt: skip
+
+
+def weights(runs: Path, experiment: str, name: str) -> dict[str, torch.Tensor]:
     return torch.load(runs / experiment / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def train(runs: Path, experiment: str, name: str, *options: str) -> dict[str, torch.Tensor]:
+    """Raw weights after training in this process."""
+    assert fit.main(words(runs, experiment, name, *options)) == 0
+    return weights(runs, experiment, name)
+
+
+def train_on_two(runs: Path, experiment: str, name: str, *options: str) -> dict[str, torch.Tensor]:
+    """Raw weights after training in two processes, the first of which starts the second."""
+    command = [sys.executable, "-m", "diffx.fit", *words(runs, experiment, name, "trainer.devices=2", *options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return weights(runs, experiment, name)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +50,7 @@ def train(runs: Path, experiment: str, name: str, *options: str) -> dict[str, to
 )
 def test_two_processes_equal_two_micro_batches(tmp_path, experiment):
     ddp = "ddp_find_unused_parameters_true" if experiment == "digits/dmd" else "ddp"
-    spread = train(tmp_path, experiment, "spread", "trainer.devices=2", f"trainer.strategy={ddp}")
+    spread = train_on_two(tmp_path, experiment, "spread", f"trainer.strategy={ddp}")
     stacked = train(tmp_path, experiment, "stacked", "+trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
     alone = train(tmp_path, experiment, "alone")
     for name, value in spread.items():

@@ -35,21 +35,19 @@ def differences(a, b, at=""):
     return [] if (torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b) else [at]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("workers", "accumulation"), [(0, 1), (2, 2), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((0, 2), (2, 1)))]
+)
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, workers, accumulation):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DIFFX_RUN_FOLDER", raising=False)
     assert fit.main(argv(tmp_path, "whole", workers, accumulation)) == 0
     doomed = argv(tmp_path, "killed", workers, accumulation, "+callbacks.kill={_target_: killer.Kill, step: 5}")
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    environment.pop("DIFFX_RUN_FOLDER", None)
     killed = subprocess.run([sys.executable, "-m", "diffx.fit", *doomed], env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
     before = last(tmp_path, "killed")
     assert before["global_step"] == 4
 
-    monkeypatch.delenv("DIFFX_RUN_FOLDER", raising=False)
     assert fit.main(argv(tmp_path, "killed", workers, accumulation)) == 0
     whole, resumed = last(tmp_path, "whole"), last(tmp_path, "killed")
     assert whole["global_step"] == resumed["global_step"] == 7
@@ -63,7 +61,6 @@ def test_a_student_resumes_although_its_teacher_is_gone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(name, experiment, *more):
-        monkeypatch.delenv("DIFFX_RUN_FOLDER", raising=False)
         words = [
             f"experiment={experiment}",
             "small=true",

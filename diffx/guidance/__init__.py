@@ -17,9 +17,10 @@ from .keywords import KeyWordBoost
 from .logits import Rising, guided_logits
 from .painting import PaintedSpan, PaintWithWords, painted
 from .reconstruction import reconstruction_guided, replaced
+from .tiled import Tiled
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "ControlledDenoiser", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval",
-    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "as_guide",
-    "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided", "replaced",
+    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "Piecewise", "Plain", "Rescale", "Rising", "StaticThreshold", "Tiled",
+    "as_guide", "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided", "replaced",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ from .control import added_control
 from .dance_unet import DanceUNet
 from .diffwave import DiffWave
 from .dit import DiT
+from .efficient_unet import EfficientUNet
+from .low_rank import LowRank
 from .mlp import MLP
 from .mousai_unet import MousaiUNet
 from .prior_transformer import PriorTransformer
@@ -29,6 +31,8 @@ __all__ = [
     "DanceUNet",
     "DiT",
     "DiffWave",
+    "EfficientUNet",
+    "LowRank",
     "MousaiUNet",
     "PriorTransformer",
     "Site",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .attention import CrossAttention, SelfAttention
 from .layers import Context, Norm, Pointwise, Resample
 
-__all__ = ["Block", "BlockStyle", "ConvResample", "Place", "ResBlock", "UBody", "closing_layers"]
+__all__ = ["Block", "BlockStyle", "ConvResample", "Place", "ResBlock", "UBody", "block_maker", "closing_layers"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,28 @@ class Block(nn.Module):
         return x
 
 
+def block_maker(
+    style: BlockStyle, tokens: Mapping[str, int], attends: Callable[[Place], bool], crosses: Callable[[Place], bool],
+    heads: Callable[[int], int],
+) -> Callable[[int, int, Place], Block]:  # fmt: skip
+    """What makes the blocks of a `UBody`.
+
+    Args:
+        style: of the residual blocks.
+        tokens: source -> width of its states, for cross-attention; empty = none anywhere.
+        attends: whether the block at a place has self-attention.
+        crosses: whether it has cross-attention.
+        heads: number of heads of attention over so many channels.
+    """
+
+    def block(cin: int, cout: int, place: Place) -> Block:
+        attention = SelfAttention(cout, heads(cout), skip_scale=style.skip_scale) if attends(place) else None
+        cross = CrossAttention(cout, heads(cout), tokens, skip_scale=style.skip_scale) if tokens and crosses(place) else None
+        return Block(ResBlock(cin, cout, style), attention, cross)
+
+    return block
+
+
 class ConvResample(nn.Module):
     """Change the resolution by two with one 3x3 convolution (Ho et al. 2020): strided downwards, after nearest neighbour upwards."""
 
@@ -140,6 +162,7 @@ class UBody(nn.Module):
         pyramid: makes a layer from (channels in, channels out) that halves the network's input beside the encoder; its output joins the
             encoder after each step down (the residual input of NCSN++). None = no such path.
         inputs: channels of the network's input, for the pyramid.
+        partner_scale: factor on the maps of the way down where they join the way up.
     """
 
     def __init__(
@@ -152,8 +175,10 @@ class UBody(nn.Module):
         resample: Callable[[int, Literal["down", "up"]], nn.Module],
         pyramid: Callable[[int, int], nn.Module] | None = None,
         inputs: int = 0,
+        partner_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.partner_scale = partner_scale
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up, self.pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         width, skips = stem, [stem]
@@ -197,7 +222,8 @@ class UBody(nn.Module):
             x = block(x, context)
         for depth, row in enumerate(self.decoder):
             for block in row.children():
-                x = block(torch.cat([x, skips.pop()], 1), context)
+                partner = skips.pop()
+                x = block(torch.cat([x, partner if self.partner_scale == 1 else partner * self.partner_scale], 1), context)
             if depth < len(self.up):
                 x = self.up[depth](x, context)
         return x

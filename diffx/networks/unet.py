@@ -10,7 +10,7 @@ Distinctive choices
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..recipes import recorded
 from .attention import CrossAttention, SelfAttention, active_controller, count_heads
-from .blocks import Block, BlockStyle, ConvResample, Place, ResBlock, UBody, closing_layers
+from .blocks import BlockStyle, ConvResample, Place, ResBlock, UBody, block_maker, closing_layers
 from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, zero
 
-__all__ = ["UNet", "check_levels", "levels_at", "name_attention"]
+__all__ = ["UNet", "UShell", "blocks_per_level", "check_levels", "levels_at", "name_attention"]
 
 # size: (width, mults, blocks per level, attention options) of the published ImageNet networks; all attend at side lengths 32, 16 and 8.
 ADM: dict[int, tuple[int, tuple[float, ...], int, dict[str, int]]] = {
@@ -36,116 +36,34 @@ ADM: dict[int, tuple[int, tuple[float, ...], int, dict[str, int]]] = {
 }
 
 
-@recorded
-class UNet(nn.Module):
-    """U-Net over images with label, vector, token and map conditions.
-
-    Side lengths must be divisible by ``2 ** (len(mults) - 1)``.
+class UShell(nn.Module):
+    """What U-Nets over pictures have around their body: the embedding of noise and conditions, a stem before it and a head behind.
 
     Args:
         channels: channels of x.
         out_channels: channels of the output; None = ``channels``.
-        width: channels of level 0 before ``mults``.
-        mults: multiples of ``width``, one per level; level 0 is the full resolution, each further level has half the side lengths.
-        blocks: residual blocks per level of the encoder, one number or one per level; the decoder has one more.
-        attention_levels: levels with self-attention, counted from 0 = full resolution, -1 = lowest; these are neither side lengths nor
-            strides (see `levels_at`). The middle of the U always attends.
-        cross_levels: levels with cross-attention to the token sources, counted alike; None = ``attention_levels``. The middle always has
-            it.
-        classes: number of classes, 0 = no label. Label ``classes`` is the null label.
-        vectors: name -> length of vectors that join the embedding.
-        tokens: source -> width of token states for cross-attention.
-        maps: name -> channels of maps that are concatenated to x, in this order. They must have the size of x and, like clean data, lie
-            in [-1, 1]: they are concatenated as they come.
-        head_dim: channels per attention head.
-        heads: number of heads of every attention; None = from ``head_dim``.
-        dropout: probability of dropping before the second convolution of each block; default 0.
-        dropout_of: ``"channels"`` or, as in the papers and slower on CPUs, ``"elements"``.
-        emb_mult: width of the embedding in multiples of ``width``.
-        scale_shift: the embedding scales and shifts each block's second normalisation; False = it is added before it (DDPM).
-        resample: ``"block"`` changes the resolution by residual blocks (ADM, BigGAN), ``"conv"`` by single convolutions (DDPM).
-        skip_scale: factor on every sum with a residual.
-
-    Raises:
-        ValueError: options that do not fit each other: levels out of range, channels that heads do not divide, names used twice.
+        conditions: what the network takes.
+        width: of the sines and cosines of the noise coordinate.
+        stem: channels that the body takes and gives.
+        emb: width of the embedding.
+        body: makes the body, a module ``(x (B, stem, H, W), context) -> (B, stem, H, W)``.
     """
 
+    divisor: int
+
     def __init__(
-        self,
-        channels: int = 3,
-        out_channels: int | None = None,
-        width: int = 128,
-        mults: Sequence[float] = (1, 2, 2),
-        blocks: int | Sequence[int] = 2,
-        attention_levels: Sequence[int] = (-1,),
-        cross_levels: Sequence[int] | None = None,
-        classes: int = 0,
-        vectors: Mapping[str, int] | None = None,
-        tokens: Mapping[str, int] | None = None,
-        maps: Mapping[str, int] | None = None,
-        head_dim: int = 64,
-        heads: int | None = None,
-        dropout: float = 0.0,
-        dropout_of: Literal["channels", "elements"] = "channels",
-        emb_mult: int = 4,
-        scale_shift: bool = True,
-        resample: Literal["block", "conv"] = "block",
-        skip_scale: float = 1.0,
-    ) -> None:
+        self, channels: int, out_channels: int | None, conditions: Conditions, width: int, stem: int, emb: int,
+        body: Callable[[], nn.Module],
+    ) -> None:  # fmt: skip
         super().__init__()
-        if resample not in ("block", "conv"):
-            raise ValueError(f"resample is 'block' or 'conv', got {resample!r}")
-        self.channels, self.out_channels, self.divisor = channels, out_channels or channels, 2 ** (len(mults) - 1)
-        self.conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
-        widths = [int(mult * width) for mult in mults]
-        attending = check_levels("attention_levels", attention_levels, len(mults))
-        crossing = attending if cross_levels is None else check_levels("cross_levels", cross_levels, len(mults))
-        style = BlockStyle(emb_mult * width, dropout, dropout_of, scale_shift, skip_scale)
-
-        def block(cin: int, cout: int, place: Place) -> Block:
-            middle = place.part == "middle" and place.first
-            here = place.part != "middle"
-            attention = cross = None
-            if middle or (here and place.level in attending):
-                attention = SelfAttention(cout, count_heads(cout, head_dim, heads), skip_scale=skip_scale)
-            if tokens and (middle or (here and place.level in crossing)):
-                cross = CrossAttention(cout, count_heads(cout, head_dim, heads), tokens, skip_scale=skip_scale)
-            return Block(ResBlock(cin, cout, style), attention, cross)
-
-        def step(width: int, mode: Literal["down", "up"]) -> nn.Module:
-            return ConvResample(width, mode) if resample == "conv" else ResBlock(width, width, style, mode)
-
-        self.noise = NoiseEmbedding(width, style.emb)
-        self.label = LabelEmbedding(classes, style.emb) if classes else None
-        self.vectors = nn.ModuleList(VectorEmbedding(name, length, style.emb) for name, length in self.conditions.vectors.items())
-        self.stem = nn.Conv2d(channels + sum(self.conditions.maps.values()), widths[0], 3, padding=1)
-        counts = [blocks] * len(mults) if isinstance(blocks, int) else list(blocks)
-        if len(counts) != len(mults):
-            raise ValueError(f"blocks names {len(counts)} levels, mults {len(mults)}")
-        self.body = UBody(widths[0], widths, counts, block=block, resample=step)
-        self.norm = Norm(widths[0])
-        self.head = nn.Conv2d(widths[0], self.out_channels, 3, padding=1)
-        name_attention(self)
-        self.initialise()
-
-    @classmethod
-    def adm(cls, size: int, *, classes: int = 1000, **options: Any) -> UNet:
-        """The published ImageNet network for ``size`` 64, 128, 256 or 512; ``out_channels=6`` for its learned variance.
-
-        At size 64 with the default three outputs this is the network of EDM. Other ``options`` are those of the class.
-        """
-        if size not in ADM:
-            raise ValueError(f"published sizes are {sorted(ADM)}, got {size}")
-        width, mults, blocks, attention = ADM[size]
-        preset = {"width": width, "mults": mults, "blocks": blocks, "attention_levels": levels_at(size, (32, 16, 8)), **attention}
-        return cls(**{"classes": classes, **preset, **options})
-
-    @classmethod
-    def adm_upsampler(cls, *, classes: int = 1000, **options: Any) -> UNet:
-        """The published ImageNet upsampler from 64 to 256 pixels; the low-resolution image, resized to 256, is the map ``"low_res"``."""
-        levels = levels_at(256, (32, 16, 8))
-        preset = {"width": 192, "mults": (1, 1, 2, 2, 4, 4), "attention_levels": levels, "heads": 4, "maps": {"low_res": 3}}
-        return cls(**{"classes": classes, **preset, **options})
+        self.channels, self.out_channels, self.conditions = channels, out_channels or channels, conditions
+        self.noise = NoiseEmbedding(width, emb)
+        self.label = LabelEmbedding(conditions.classes, emb) if conditions.classes else None
+        self.vectors = nn.ModuleList(VectorEmbedding(name, length, emb) for name, length in conditions.vectors.items())
+        self.stem = nn.Conv2d(channels + sum(conditions.maps.values()), stem, 3, padding=1)
+        self.body = body()
+        self.norm = Norm(stem)
+        self.head = nn.Conv2d(stem, self.out_channels, 3, padding=1)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -182,6 +100,110 @@ class UNet(nn.Module):
         return F.silu(with_conditions(self.noise(noise), cond, self.label, self.vectors))
 
 
+@recorded
+class UNet(UShell):
+    """U-Net over images with label, vector, token and map conditions.
+
+    Side lengths must be divisible by ``2 ** (len(mults) - 1)``.
+
+    Args:
+        channels: channels of x.
+        out_channels: channels of the output; None = ``channels``.
+        width: channels of level 0 before ``mults``.
+        mults: multiples of ``width``, one per level; level 0 is the full resolution, each further level has half the side lengths.
+        blocks: residual blocks per level of the encoder, one number or one per level; the decoder has one more.
+        attention_levels: levels with self-attention, counted from 0 = full resolution, -1 = lowest; these are neither side lengths nor
+            strides (see `levels_at`). The middle of the U always attends.
+        cross_levels: levels with cross-attention to the token sources, counted alike; None = ``attention_levels``. The middle always has
+            it.
+        classes: number of classes, 0 = no label. Label ``classes`` is the null label.
+        vectors: name -> length of vectors that join the embedding.
+        tokens: source -> width of token states for cross-attention.
+        maps: name -> channels of maps that are concatenated to x, in this order. They must have the size of x and, like clean data, lie
+            in [-1, 1]: they are concatenated as they come.
+        head_dim: channels per attention head.
+        heads: number of heads of every attention; None = from ``head_dim``.
+        dropout: probability of dropping before the second convolution of each block; default 0.
+        dropout_of: ``"channels"`` or, as in the papers and slower on CPUs, ``"elements"``.
+        emb_mult: width of the embedding in multiples of ``width``.
+        scale_shift: the embedding scales and shifts each block's second normalisation; False = it is added before it (DDPM).
+        resample: ``"block"`` changes the resolution by residual blocks (ADM, BigGAN), ``"conv"`` by single convolutions (DDPM).
+        skip_scale: factor on every sum with a residual.
+
+    Raises:
+        ValueError: options that do not fit each other: levels out of range, channels that heads do not divide, names used twice.
+    """
+
+    body: UBody
+
+    def __init__(
+        self,
+        channels: int = 3,
+        out_channels: int | None = None,
+        width: int = 128,
+        mults: Sequence[float] = (1, 2, 2),
+        blocks: int | Sequence[int] = 2,
+        attention_levels: Sequence[int] = (-1,),
+        cross_levels: Sequence[int] | None = None,
+        classes: int = 0,
+        vectors: Mapping[str, int] | None = None,
+        tokens: Mapping[str, int] | None = None,
+        maps: Mapping[str, int] | None = None,
+        head_dim: int = 64,
+        heads: int | None = None,
+        dropout: float = 0.0,
+        dropout_of: Literal["channels", "elements"] = "channels",
+        emb_mult: int = 4,
+        scale_shift: bool = True,
+        resample: Literal["block", "conv"] = "block",
+        skip_scale: float = 1.0,
+    ) -> None:
+        if resample not in ("block", "conv"):
+            raise ValueError(f"resample is 'block' or 'conv', got {resample!r}")
+        widths = [int(mult * width) for mult in mults]
+        attending = check_levels("attention_levels", attention_levels, len(mults))
+        crossing = attending if cross_levels is None else check_levels("cross_levels", cross_levels, len(mults))
+        counts = blocks_per_level(blocks, len(mults))
+        style = BlockStyle(emb_mult * width, dropout, dropout_of, scale_shift, skip_scale)
+        conditions = Conditions(classes, dict(vectors or {}), dict(tokens or {}), dict(maps or {}))
+
+        def step(width: int, mode: Literal["down", "up"]) -> nn.Module:
+            return ConvResample(width, mode) if resample == "conv" else ResBlock(width, width, style, mode)
+
+        def body() -> UBody:
+            block = block_maker(style, conditions.tokens, _at(attending), _at(crossing), lambda cout: count_heads(cout, head_dim, heads))
+            return UBody(widths[0], widths, counts, block=block, resample=step)
+
+        super().__init__(channels, out_channels, conditions, width, widths[0], style.emb, body)
+        self.divisor = 2 ** (len(mults) - 1)
+        name_attention(self)
+        self.initialise()
+
+    @classmethod
+    def adm(cls, size: int, *, classes: int = 1000, **options: Any) -> UNet:
+        """The published ImageNet network for ``size`` 64, 128, 256 or 512; ``out_channels=6`` for its learned variance.
+
+        At size 64 with the default three outputs this is the network of EDM. Other ``options`` are those of the class.
+        """
+        if size not in ADM:
+            raise ValueError(f"published sizes are {sorted(ADM)}, got {size}")
+        width, mults, blocks, attention = ADM[size]
+        preset = {"width": width, "mults": mults, "blocks": blocks, "attention_levels": levels_at(size, (32, 16, 8)), **attention}
+        return cls(**{"classes": classes, **preset, **options})
+
+    @classmethod
+    def adm_upsampler(cls, *, classes: int = 1000, **options: Any) -> UNet:
+        """The published ImageNet upsampler from 64 to 256 pixels; the low-resolution image, resized to 256, is the map ``"low_res"``."""
+        levels = levels_at(256, (32, 16, 8))
+        preset = {"width": 192, "mults": (1, 1, 2, 2, 4, 4), "attention_levels": levels, "heads": 4, "maps": {"low_res": 3}}
+        return cls(**{"classes": classes, **preset, **options})
+
+
+def _at(levels: frozenset[int]) -> Callable[[Place], bool]:
+    """Blocks on these levels, and the first one of the middle whatever they are."""
+    return lambda place: place.first if place.part == "middle" else place.level in levels
+
+
 def levels_at(size: int, sides: Sequence[int]) -> tuple[int, ...]:
     """Levels at which maps of a picture of ``size`` have the side lengths ``sides``: ``levels_at(64, (16, 8))`` is ``(2, 3)``.
 
@@ -192,6 +214,18 @@ def levels_at(size: int, sides: Sequence[int]) -> tuple[int, ...]:
     if missed := [side for side in sides if side not in met]:
         raise ValueError(f"a picture of side {size} has maps of side {list(met)}, not {missed}")
     return tuple(met[side] for side in sides)
+
+
+def blocks_per_level(blocks: int | Sequence[int], levels: int) -> list[int]:
+    """One number of blocks for each level.
+
+    Raises:
+        ValueError: another number of numbers.
+    """
+    counts = [blocks] * levels if isinstance(blocks, int) else list(blocks)
+    if len(counts) != levels:
+        raise ValueError(f"blocks names {len(counts)} levels, mults {levels}")
+    return counts
 
 
 def check_levels(option: str, levels: Sequence[int], count: int) -> frozenset[int]:

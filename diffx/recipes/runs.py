@@ -10,7 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .compose import Config
 from .errors import RecipeError, hint
 from .text import show
 
-__all__ = ["choose", "describe", "is_rank_zero", "latest_run", "new_id", "resume_from"]
+__all__ = ["announced", "choose", "describe", "is_rank_zero", "latest_run", "new_id", "resume_from"]
 
 SHARED = "DIFFX_RUN_FOLDER"  # rank 0 tells the ranks that it starts
 PACKAGES = ("torch", "lightning", "torchvision", "omegaconf", "einops", "timm", "diffusers", "numpy", "safetensors", "tensorboard")
@@ -71,8 +72,21 @@ def choose(config: Config) -> Path:
     folder = folder.resolve()
     if is_rank_zero():
         _make(folder)
-        os.environ[SHARED] = str(folder)
     return folder
+
+
+@contextmanager
+def announced(folder: Path) -> Iterator[None]:
+    """While this holds, processes that rank 0 starts learn of its run folder."""
+    before = os.environ.get(SHARED)
+    os.environ[SHARED] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SHARED]
+        else:
+            os.environ[SHARED] = before
 
 
 def latest_run(root: Path) -> Path:

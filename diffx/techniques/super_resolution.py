@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from .edm import EDM
 
 __all__ = ["LEVEL", "LOW_RES", "ORIGINAL", "SuperResolution", "augmented"]
 
+Shrink: TypeAlias = Callable[[Tensor, Sequence[int]], Tensor]
 LOW_RES, LEVEL, ORIGINAL = "low_res", "augmentation", "original"
 
 
@@ -37,6 +38,10 @@ class SuperResolution(EDM):
     frame, each is shown n times, and the network needs the map ``"original"`` of one channel, which is 1 where it stands and 0 where it is
     repeated.
 
+    A network that sees no positions may be trained on windows of the pictures: the small picture is made of the whole one first, then both
+    are cut at the same place, so nothing at a window's border looks other than inside a picture. It samples whole pictures, or draws them
+    in tiles (`diffx.guidance.Tiled`).
+
     Args:
         denoiser: network with preconditioning.
         factor: sides of the large picture over those of the small one; of clips, one number for height and width, or three for frames,
@@ -44,18 +49,22 @@ class SuperResolution(EDM):
         noise: range of s in training, standard deviations in [0, 1]: 0 is the clean small picture, 1 nothing but noise. ``(0, 0)`` trains
             without augmentation.
         level: s in sampling unless another is given.
+        window: side, or height and width, of the windows that are seen in training and validation, drawn anew for every sample; None =
+            whole pictures.
+        shrink: (pictures, factors) -> small pictures of exactly their size divided by the factors, in [-1, 1]: how the small picture of
+            training is made; antialiased bicubic by default. `diffx.degradations.Blind` makes it as bad as found pictures are.
         options: see `EDM`.
 
     Raises:
-        ValueError: a factor that changes nothing or does not divide the sides, levels out of range, a network that is not told what it
-            needs.
+        ValueError: a factor that changes nothing or does not divide the sides or the window, a window larger than the pictures, levels
+            out of range, a network that is not told what it needs.
     """
 
     source = LOW_RES
 
     def __init__(
         self, denoiser: Denoiser, *, shape: Sequence[int], factor: int | Sequence[int] = 4, noise: Sequence[float] = (0.0, 1.0),
-        level: float = 0.1, **options: Any,
+        level: float = 0.1, window: int | Sequence[int] | None = None, shrink: Shrink = shrink, **options: Any,
     ) -> None:  # fmt: skip
         super().__init__(denoiser=denoiser, shape=shape, **options)
         factors = factors_of(factor, len(self.shape) - 1)
@@ -68,6 +77,11 @@ class SuperResolution(EDM):
             maps = {LOW_RES: self.shape[0], **dict.fromkeys(marks, 1)}
             raise ValueError(f"super-resolution tells the network {missing}; build it with maps={maps} and vectors={{{LEVEL!r}: 1}}")
         self.factors, self.marks, self.noise, self.level = factors, marks, (float(noise[0]), float(noise[1])), level
+        self.window = None if window is None else (window, window) if isinstance(window, int) else (window[0], window[1])
+        self.shrink = shrink
+        sides = zip(self.window or (), self.shape[-2:], factors[-2:], strict=False)
+        if any(cut % by or not 0 < cut <= side for cut, side, by in sides):
+            raise ValueError(f"window must be divisible by the factor {factor} and no larger than {self.shape[-2:]}, got {window}")
 
     @property
     def low_shape(self) -> tuple[int, ...]:
@@ -79,17 +93,34 @@ class SuperResolution(EDM):
 
     def condition(self, batch: Batch) -> Cond:
         """As in `Gaussian`, with the small picture: the batch's own ``"low_res"``, else its pictures shrunk."""
-        small = batch[LOW_RES] if LOW_RES in batch else shrink(batch["x"], self.factors)
+        small = batch[LOW_RES] if LOW_RES in batch else self.shrink(batch["x"], self.factors)
         cond = super().condition(batch)
         return replace(cond, maps={**cond.maps, LOW_RES: small})
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Cond]:
-        """As in `EDM`, with the small picture enlarged and noisy."""
+        """As in `EDM`, cut to windows, with the small picture enlarged and noisy."""
         x, cond = super().inputs(batch)
+        if self.window is not None:
+            x, cond = self._cut(x, cond, self.window)
         low, high = self.noise
         level = low + (high - low) * rng.rand((len(x),), device=x.device)
         cond = augmented(self.enlarged(cond, x.shape), level, torch.randn_like(x))
         return x, replace(cond, vectors={**cond.vectors, LEVEL: level[:, None]})
+
+    def _cut(self, x: Tensor, cond: Cond, window: tuple[int, int]) -> tuple[Tensor, Cond]:
+        """One window of every sample, and the same of its maps, whichever of the two sizes they have."""
+        sides, factors = x.shape[-2:], self.factors[-2:]
+        corners = [
+            (rng.rand((len(x),)) * ((side - cut) // by + 1)).long() * by for side, cut, by in zip(sides, window, factors, strict=True)
+        ]
+        spots = list(zip(*(corner.tolist() for corner in corners), strict=True))
+
+        def cut(t: Tensor) -> Tensor:
+            per = (1, 1) if t.shape[-2:] == sides else factors  # pixels of x to one of t
+            (h, w), (a, b) = window, per
+            return torch.stack([t[i, ..., y // a : (y + h) // a, left // b : (left + w) // b] for i, (y, left) in enumerate(spots)])
+
+        return cut(x), replace(cond, maps={name: cut(value) for name, value in cond.maps.items()})
 
     def enlarged(self, cond: Cond, shape: Sequence[int]) -> Cond:
         """The conditions with the small picture at the size of samples ``(B, *shape)``; one that has that size already stays.

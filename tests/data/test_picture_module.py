@@ -291,7 +291,6 @@ def test_two_processes_have_one_shape_per_step(tmp_path):
              "trainer.strategy=ddp", "trainer.max_steps=8", "callbacks.samples=null", "trainer.limit_val_batches=0",
              f"+callbacks.shapes={{_target_: shapes_log.ShapesLog, folder: {tmp_path}}}"]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    environment.pop("DIFFX_RUN_FOLDER", None)
     done = subprocess.run([sys.executable, "-m", "diffx.fit", *words], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = [(tmp_path / f"rank{rank}.txt").read_text().splitlines() for rank in range(2)]

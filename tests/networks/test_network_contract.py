@@ -13,6 +13,8 @@ from diffx.recipes import recipe_of
 from diffx.recipes.build import build
 
 PICTURES = {name: case for name, case in NETWORKS.items() if len(case.shape) == 3}
+# One network of each family is traced in every run, the others in the long one: a trace takes seconds.
+TRACED = {"unet_all", "dit_all", "rin_all", "uvit_all", "wave_unet_all", "efficient_all", "mlp", "prior"}
 every = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
 
 
@@ -150,7 +152,9 @@ def test_channels_last_and_oblong_pictures(case):
     torch.testing.assert_close(last, plain, atol=1e-4, rtol=0)
 
 
-@every
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=() if name in TRACED else pytest.mark.slow) for name, case in NETWORKS.items()]
+)
 def test_compiles_without_graph_breaks(case):
     torch.compiler.reset()  # the tests before must not have used up the limit of recompilations
     net = case.awake()

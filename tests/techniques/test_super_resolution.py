@@ -75,3 +75,48 @@ def test_pictures_of_the_full_size_are_taken_as_they_are():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def far_sighted(**options):
+    """Of 16 x 16 pictures; what its network was shown is kept in the list beside it."""
+    net = unet(maps={"low_res": 1}, vectors={"augmentation": 1})
+    module, seen = SuperResolution(Denoiser(net), shape=(1, 16, 16), factor=2, noise=(0, 0), **options), []
+    net.register_forward_pre_hook(lambda _, args: seen.append(args))
+    return module, seen
+
+
+def test_windows_are_cut_from_picture_and_small_picture_alike():
+    """Every window of the enlarged small picture is, inside, the enlarged window of the whole's: the whole was shrunk, then cut."""
+    x = pictures(32)["x"].repeat(1, 1, 2, 2)[..., :16, :16] * torch.linspace(0.2, 1, 16)
+    module, _ = far_sighted(window=8)
+    with torch.no_grad():
+        cut, cond = module.inputs({"x": x, "label": torch.zeros(32, dtype=torch.long)})
+    small, up = shrink(x, 2), cond.maps["low_res"]
+    places = set()
+    for i in range(32):
+        spots = [(a, b) for a in range(0, 9, 2) for b in range(0, 9, 2) if torch.equal(cut[i], x[i, :, a : a + 8, b : b + 8])]
+        assert spots and any(
+            torch.equal(up[i], enlarge(small[i : i + 1, :, a // 2 : a // 2 + 4, b // 2 : b // 2 + 4], (8, 8))[0]) for a, b in spots
+        )
+        places.add(spots[0])
+    assert len(places) > 8
+
+
+def test_trains_on_windows_and_samples_whole_pictures():
+    module, seen = far_sighted(window=(8, 4))
+    x = pictures(4)["x"].repeat(1, 1, 2, 2)
+    assert module.loss({"x": x, "label": torch.zeros(4, dtype=torch.long)})["loss"].shape == (4,)
+    assert seen[0][0].shape[2:] == (8, 4) and seen[0][2].maps["low_res"].shape[2:] == (8, 4)
+    assert module.sample(1, Cond(label=torch.tensor([1]), maps={"low_res": torch.zeros(1, 1, 8, 8)})).shape == (1, 1, 16, 16)
+
+
+def test_small_pictures_of_training_may_be_spoilt():
+    module, seen = far_sighted(shrink=lambda x, factors: torch.full_like(shrink(x, factors), 0.25))
+    module.loss({"x": pictures(4)["x"].repeat(1, 1, 2, 2), "label": torch.zeros(4, dtype=torch.long)})
+    assert (seen[0][2].maps["low_res"] - 0.25).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("window", [5, 18, (8, 0)])
+def test_windows_that_do_not_fit_are_refused(window):
+    with pytest.raises(ValueError, match="window must be divisible by the factor 2"):
+        far_sighted(window=window)
