@@ -115,7 +115,7 @@ def check_trainer(found: Step, trainer: Mapping[str, Any] | None) -> dict[str, i
         problems.append(f"trainer.num_nodes is {nodes}, but SLURM job {found.job} runs on {found.nodes}; "
                         f"leave the key out (it is read from the job), or submit with nodes={nodes}")  # fmt: skip
     devices = section.get("devices")
-    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
+    count = len(devices) if isinstance(devices, list) else int(str(devices)) if str(devices).isdigit() else None
     if count not in {None, found.tasks}:
         problems.append(f"trainer.devices is {devices}, but SLURM job {found.job} starts {found.tasks} tasks per node, one per device; "
                         f"leave the key out, or submit with devices={count}")  # fmt: skip

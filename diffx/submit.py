@@ -134,7 +134,9 @@ def _main(argv: Sequence[str]) -> None:
 
 def _split(line: cli.Line) -> tuple[Options, list[str]]:
     """The job's keys, and the rest, which are diffx.fit's."""
-    own, rest, sweeps, problems = [], [], {}, []
+    own: list[str] = []
+    rest: list[str] = []
+    sweeps, problems = {}, []
     known = set(Options.__dataclass_fields__) - {"sweeps"}
     for text in line.keys:
         name, _, value = text.partition("=")
