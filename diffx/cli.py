@@ -60,7 +60,7 @@ def entrance(verb: Callable[[Sequence[str]], int | None], argv: Sequence[str] | 
     """
     try:
         return verb(sys.argv[1:] if argv is None else argv) or 0
-    except (RecipeError, ValueError, OSError) as error:
+    except (RecipeError, ValueError, OSError, FloatingPointError) as error:
         if os.environ.get(TRACEBACK, "0") not in {"", "0"}:
             raise
         print(f"error: {'; '.join(_problems(error)) if not isinstance(error, RecipeError) else _listed(error)}", file=sys.stderr)

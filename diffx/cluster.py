@@ -16,7 +16,7 @@ from typing import Any
 
 from .recipes.errors import RecipeError
 
-__all__ = ["Step", "check_rendezvous", "check_trainer", "requeue", "step"]
+__all__ = ["ADVICE", "Step", "check_rendezvous", "check_trainer", "first_host", "requeue", "step", "unresolved"]
 
 SHELLS = ("bash", "interactive")  # names of jobs in which a person types commands
 ADVICE = "set MASTER_ADDR in the batch script to a name or number of the first node that all nodes can resolve (127.0.0.1 on one machine)"
@@ -134,7 +134,7 @@ def check_rendezvous(found: Step, seconds: float = 10.0) -> None:
     """
     if found.size == 1:
         return
-    problem = _unresolved(found.address, seconds)
+    problem = unresolved(found.address, seconds)
     if problem is None and found.rank == 0:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -147,7 +147,7 @@ def check_rendezvous(found: Step, seconds: float = 10.0) -> None:
         raise RecipeError(f"the {found.size} ranks are to meet at {found.address}:{found.port}, but {problem}; {ADVICE}")
 
 
-def _unresolved(address: str, seconds: float) -> str | None:
+def unresolved(address: str, seconds: float) -> str | None:
     """Why a host name cannot be used, None if it can; a resolver that hangs is not waited for."""
     answer: list[str | None] = []
 

@@ -80,9 +80,8 @@ def _continued(line: cli.Line) -> cli.Line:
 
 
 def _train(config: Config, argv: Sequence[str], launch: dict[str, int], only_check: bool) -> int:
-    from .callbacks.preemption import Preempted
     from .recipes import runs
-    from .recipes.assemble import assemble, trainer_of
+    from .recipes.assemble import assemble
     from .recipes.check import check
 
     _calm_lightning()
@@ -91,6 +90,15 @@ def _train(config: Config, argv: Sequence[str], launch: dict[str, int], only_che
         _report(assemble(config))
         return 0
     folder = runs.choose(config)
+    with runs.locked(folder):
+        return _run(config, argv, launch, folder)
+
+
+def _run(config: Config, argv: Sequence[str], launch: dict[str, int], folder: Path) -> int:
+    from .callbacks.preemption import Preempted
+    from .recipes import runs
+    from .recipes.assemble import assemble, trainer_of
+
     start = runs.resume_from(config, folder)
     parts = assemble(config, start)
     trainer = trainer_of(config, parts, folder, launch)

@@ -321,3 +321,18 @@ def test_sampler_for():
     assert sampler_for(module, steps=3).steps == 3
     euler = sampler_for(module, "Euler")
     assert type(euler).__name__ == "Euler" and euler.steps == 7 and euler.schedule == Karras(rho=3.0)
+
+
+def test_two_runs_in_one_folder(here, capsys):
+    """The second is refused while the first lives, and not a moment longer, even if it was killed."""
+    folder = here / "runs/tiny/a"
+    folder.mkdir(parents=True)
+    script = "import sys, time\nfrom pathlib import Path\nfrom diffx.recipes import runs\nwith runs.locked(Path(sys.argv[1])):\n    print(1, flush=True)\n    time.sleep(60)"  # fmt: skip  # noqa: E501
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", script, str(folder)], env=environment, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        assert fit.main(["experiment=tiny", "run=a"]) == 2
+        assert f"in use by another run (process {first.pid} on " in capsys.readouterr().err
+        first.kill()
+    with runs.locked(folder):
+        pass

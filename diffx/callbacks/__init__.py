@@ -5,6 +5,7 @@ from ..files import latest
 from .bands import NoiseBands
 from .checkpoints import AtomicCheckpointIO, Checkpoints
 from .ema import EMA
+from .guard import Guard
 from .preemption import Preempted, Preemption
 from .progress import ProgressLine, progress
 from .samples import SampleLogger
@@ -16,6 +17,7 @@ __all__ = [
            "AtomicCheckpointIO",
            "Checkpoints",
            "Constant",
+           "Guard",
            "HalfLife",
            "InversePower",
            "NoiseBands",

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from .. import cluster
 from ..module import DiffusionModule
 from ..recipes import recorded
+from .agreement import Agreement
 from .checkpoints import Checkpoints
 
 __all__ = ["Preempted", "Preemption"]
@@ -74,15 +74,14 @@ class Preemption(Checkpoint):
         self.every_n_steps = every_n_steps
         self._received = 0
         self._handlers: dict[int, Any] = {}
-        self._group: Any = None
+        self._agreement: Agreement | None = None
         self._step = 0
         self._shared_batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Listen, in the place of Lightning's own handlers, which are back when training is over."""
         self._received, self._step = 0, trainer.global_step
-        if trainer.world_size > 1:
-            self._group = torch.distributed.new_group(backend="gloo")
+        self._agreement = Agreement(trainer)
         if threading.current_thread() is not threading.main_thread():
             log.warning("Preemption hears no signals: training does not run in the main thread")
             return
@@ -97,14 +96,15 @@ class Preemption(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *_: Any) -> None:
         """After an optimizer step: stop if any rank was asked to."""
         step = trainer.global_step
-        if step != self._step and (self._group is None or step % self.every_n_steps == 0):
+        if step != self._step and (trainer.world_size == 1 or step % self.every_n_steps == 0):
             self._step = step
             self._stop_if_asked(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Find out after how many batches all ranks can agree: some may have fewer."""
         batches = trainer.num_val_batches[0] if trainer.num_val_batches else 0
-        self._shared_batches = -self._highest(-min(int(min(batches, 2**31)), 2**31)) if self._listening(trainer) else 0
+        known = self._agreement is not None and not trainer.sanity_checking
+        self._shared_batches = -self._agree(-int(min(batches, 2**31))) if known else 0
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, outputs: Any, batch: Any, batch_idx: int,
                                 dataloader_idx: int = 0) -> None:  # fmt: skip
@@ -112,21 +112,14 @@ class Preemption(Checkpoint):
         if dataloader_idx == 0 and batch_idx < self._shared_batches:
             self._stop_if_asked(trainer, pl_module)
 
-    def _listening(self, trainer: Trainer) -> bool:
-        return bool(self._handlers or self._group) and not trainer.sanity_checking
-
-    def _highest(self, value: int) -> int:
-        """The highest value of all ranks."""
-        if self._group is None:
-            return value
-        box = torch.tensor([value])
-        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX, self._group)
-        return int(box)
+    def _agree(self, value: int) -> int:
+        assert self._agreement is not None
+        return self._agreement.highest(value)
 
     def _stop_if_asked(self, trainer: Trainer, module: DiffusionModule) -> None:
         """Agree; then save, requeue and raise `Preempted`, or do nothing."""
         flag = 0 if not self._received else STOP if self._received == signal.SIGTERM else REQUEUE
-        agreed = self._highest(flag)
+        agreed = self._agree(flag)
         if not agreed:
             return
         received = self._received if flag == agreed else signal.SIGTERM if agreed == STOP else signal.SIGUSR1
@@ -152,4 +145,4 @@ class Preemption(Checkpoint):
     def _give_back(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers, self._group = {}, None
+        self._handlers, self._agreement = {}, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -19,7 +20,12 @@ from .compose import Config
 from .errors import RecipeError, hint
 from .text import show
 
-__all__ = ["announced", "choose", "describe", "is_rank_zero", "latest_run", "new_id", "resume_from"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["announced", "choose", "describe", "is_rank_zero", "latest_run", "locked", "new_id", "resume_from"]
 
 SHARED = "DIFFX_RUN_FOLDER"  # rank 0 tells the ranks that it starts
 PACKAGES = ("torch", "lightning", "torchvision", "omegaconf", "einops", "timm", "diffusers", "numpy", "safetensors", "tensorboard")
@@ -73,6 +79,32 @@ def choose(config: Config) -> Path:
     if is_rank_zero():
         _make(folder)
     return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in the same run folder; the system lifts the lock when this one ends, however it ends.
+
+    Raises:
+        RecipeError: another process trains there, with its number and host.
+    """
+    if not is_rank_zero() or fcntl is None:
+        yield
+        return
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # belongs to the process: data workers that outlive it do not hold it
+        except OSError as error:
+            if error.errno not in {errno.EACCES, errno.EAGAIN}:
+                yield  # a file system without locks
+                return
+            file.seek(0)
+            raise RecipeError(f"{folder} is in use by another run ({file.read().strip() or 'unknown'}); wait for it, or choose another "
+                              "folder with run=NAME") from None  # fmt: skip
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
 
 
 @contextmanager

@@ -33,6 +33,7 @@ CALLBACKS = {
     "bands": "diffx.callbacks.NoiseBands",
     "checkpoints": "diffx.callbacks.Checkpoints",
     "ema": "diffx.callbacks.EMA",
+    "guard": "diffx.callbacks.Guard",
     "preemption": "diffx.callbacks.Preemption",
     "progress": "diffx.callbacks.progress",
     "samples": "diffx.callbacks.SampleLogger",
