@@ -65,10 +65,8 @@ editing: $(STAMP) ## edit shapes with a trained model, write the figures and pic
 conditioning: $(STAMP) ## train the text-conditioned experiments, write the tables of docs/conditioning.md and docs/techniques/knowledge.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.conditioning $(ARGS)
 
-results: $(STAMP) ## train and measure every experiment that makes a claim
-	@for file in $$(cd experiments && grep -rl '^claim:' --include='*.yaml' . | sort); do \
-		name=$${file#./}; $(MAKE) --no-print-directory fit EXPERIMENT=$${name%.yaml}; \
-	done
+results: $(STAMP) ## train and measure every experiment that makes a claim, write docs/results/ and the table of docs/results.md; ONLY=digits/dit
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.results $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 clean: ## remove .venv, caches and built files; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info docs/_build .mypy_cache .ruff_cache .pytest_cache

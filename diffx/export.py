@@ -14,13 +14,15 @@ from .recipes.errors import RecipeError
 __all__ = ["Options", "main"]
 
 USAGE = """
-python -m diffx.export checkpoint=PATH to=safetensors|diffusers [key=value ...]
+python -m diffx.export checkpoint=PATH to=safetensors|diffusers|stock [key=value ...]
 
 forms
   to=safetensors   one file: the weights, with the recipe in its header; diffx.load and every verb read it like a checkpoint. A model card
                    stands beside it.
   to=diffusers     a folder that diffusers loads as a pipeline where diffx is installed, with a model card:
                    DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True). The same seed gives the pictures of diffx.sample.
+  to=stock         a folder of diffusers' own classes, which needs no diffx, where one is the same function: DDIM with a UNet2DModel for a
+                   U-Net without conditions on a discrete table, an AutoencoderKL for a codec that is one. Says what stands against it.
 
 keys
   checkpoint=PATH        a checkpoint, or a run folder (its newest good checkpoint)
@@ -39,7 +41,7 @@ class Options:
     """What the verb takes; see ``python -m diffx.export --help``."""
 
     checkpoint: str
-    to: Literal["safetensors", "diffusers"]
+    to: Literal["safetensors", "diffusers", "stock"]
     weights: str = "ema"
     out: str | None = None
     license: str | None = None
@@ -67,6 +69,7 @@ def _main(argv: Sequence[str]) -> None:
     from . import files
     from .interop.card import card, run_of
     from .interop.folder import check_form, sha256, write_pipeline, write_safetensors
+    from .interop.stock import write_stock
     from .recipes.load import load, locate
 
     file = locate(options.checkpoint)
@@ -76,6 +79,9 @@ def _main(argv: Sequence[str]) -> None:
     about: dict[str, Any] = {"weights": options.weights, "config": run.config or None}
     text = card(module, run, weights=options.weights, form=options.to, license=options.license, data_license=options.data_license)
     place = (run.folder or Path()) / "exports" / f"{file.stem}-{options.weights.replace(':', '_')}"
+    if options.to == "stock":
+        print(write_stock(module, options.out or files.unused(place.with_name(f"{place.name}-stock")), text))
+        return
     if options.to == "diffusers":
         written = write_pipeline(module, options.out or files.unused(place), card=text, **about)
         print(written)

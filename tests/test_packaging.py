@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("diffx", "experiments", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+PAPERS = ("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md")
+SOURCES = ("diffx", "experiments", "setup.cfg", "pyproject.toml", "MANIFEST.in", *PAPERS)
 EXPERIMENTS = {path.relative_to(ROOT / "experiments").as_posix() for path in (ROOT / "experiments").rglob("*.yaml")}
 
 
@@ -39,10 +43,16 @@ def source(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, source)
-    return next(folder.glob("*.whl"))
+def built(source, tmp_path_factory) -> Path:
+    """A folder with the source distribution and the wheel that was built from it, not from the sources."""
+    folder = tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built) -> Path:
+    return next(built.glob("*.whl"))
 
 
 def install(what: list[object], folder: Path) -> Path:
@@ -84,6 +94,39 @@ def test_wheel_holds_every_file(wheel):
     assert {name for name in names if name.endswith(".yaml")} == {f"diffx/experiments/{name}" for name in EXPERIMENTS}
     assert {name for name in names if name.endswith((".py", "py.typed"))} == code
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_source_distribution_holds_what_a_person_reads(built):
+    from diffx.version import __version__
+
+    archive = built / f"diffx-{__version__}.tar.gz"
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    assert {*PAPERS, "setup.cfg", "pyproject.toml"} <= names
+    assert {f"experiments/{name}" for name in EXPERIMENTS} <= names
+
+
+def test_all_papers_name_one_version():
+    from diffx.version import __version__
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+([a-z]+\d+)?", __version__), "semantic"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    newest = re.search(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert __version__ in newest[1]
+
+
+def test_issue_forms_can_be_read():
+    """Every form has a name, a description and fields with an id of their own."""
+    forms = [path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert forms
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert form["name"]
+        assert form["description"]
+        ids = [field["id"] for field in form["body"]]
+        assert len(ids) == len({*ids})
+        assert all(field["attributes"]["label"] for field in form["body"])
 
 
 def test_wheel_lists_its_experiments_from_anywhere(wheel, tmp_path):

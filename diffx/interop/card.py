@@ -49,14 +49,14 @@ def card(module: Any, run: Run, *, weights: str = "ema", form: str = "diffusers"
         module: a `DiffusionModule`.
         run: where it comes from.
         weights: which weights of its checkpoint.
-        form: ``"diffusers"`` or ``"safetensors"``; how the card says to load it.
+        form: ``"diffusers"``, ``"stock"`` or ``"safetensors"``; how the card says to load it.
         license: of the weights, an identifier such as ``apache-2.0``; None says that nobody said.
         data_license: of the data.
     """
     name = type(module).__name__
     front = {
         "license": license or "unknown",
-        "library_name": "diffusers" if form == "diffusers" else "diffx",
+        "library_name": "diffx" if form == "safetensors" else "diffusers",
         "tags": ["diffx", "diffusion", name],
     }
     first = (inspect.getdoc(type(module)) or name).split("\n\n")[0].replace("\n", " ")
@@ -65,7 +65,11 @@ def card(module: Any, run: Run, *, weights: str = "ema", form: str = "diffusers"
         f"---\n{show(front)}---\n\n# {run.config.get('description') or name}\n",
         f"{name} (`{public_name(type(module))}`): {first}\n",
         _table(
-            {**_facts(module, run, weights), "licence of the weights": license or UNSAID, "licence of the data": data_license or UNSAID}
+            {
+                **_facts(module, run, weights, form),
+                "licence of the weights": license or UNSAID,
+                "licence of the data": data_license or UNSAID,
+            }
         ),
         f"## Use\n\n{_use(module, form)}",
         *([_figures(report) for report in run.reports] or [UNMEASURED]),
@@ -74,7 +78,7 @@ def card(module: Any, run: Run, *, weights: str = "ema", form: str = "diffusers"
     return "\n".join(parts)
 
 
-def _facts(module: Any, run: Run, weights: str) -> dict[str, Any]:
+def _facts(module: Any, run: Run, weights: str, form: str) -> dict[str, Any]:
     from ..version import __version__
 
     data = run.config.get("data", {})
@@ -85,7 +89,7 @@ def _facts(module: Any, run: Run, weights: str) -> dict[str, Any]:
         "shape of a sample": tuple(module.shape),
         "images seen in training": module.images_seen,
         "weights": weights,
-        "sha256 of the weights' file": "{sha256}",
+        **({} if form == "stock" else {"sha256 of the weights' file": "{sha256}"}),
         "exported by": f"diffx {__version__}",
         **({"source revision of the training": f"{git['revision']}{dirty}"} if git.get("revision") else {}),
     }
@@ -95,6 +99,12 @@ def _use(module: Any, form: str) -> str:
     takes = getattr(getattr(getattr(module, "denoiser", None), "net", None), "conditions", None)
     if form == "safetensors":
         return "```python\nimport diffx\n\nmodule = diffx.load(FILE)\npictures = module.sample(4, seed=0)\n```\n"
+    if form == "stock" and hasattr(module, "reconstruct"):
+        return "```python\nfrom diffusers import AutoencoderKL\n\nautoencoder = AutoencoderKL.from_pretrained(FOLDER)\n```\n"
+    if form == "stock":
+        lines = ["from diffusers import DiffusionPipeline", "", "pipe = DiffusionPipeline.from_pretrained(FOLDER)",
+                 f"images = pipe(batch_size=4, num_inference_steps={module.sampler.steps}).images"]  # fmt: skip
+        return "```python\n{}\n```\n".format("\n".join(lines))
     asked = ", class_labels=0" if getattr(takes, "classes", 0) else ', prompt="..."' if getattr(module, "text", None) is not None else ""
     lines = [
         "import torch",

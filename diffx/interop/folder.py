@@ -21,6 +21,7 @@ WEIGHTS = EXPORT
 FORMS = {
     "safetensors": "weights and recipe of any module in one file, which diffx.load reads",
     "diffusers": "a pipeline folder of a technique whose samples are pictures, clips or sounds",
+    "stock": "a folder of diffusers' own classes, where one is the same function",
 }
 PIPELINE = '''"""The pipeline of a model trained with diffx, which must be installed: pip install diffx."""
 

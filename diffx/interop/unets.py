@@ -30,7 +30,7 @@ from .unet2d import unet2d_options
 from .unet_layouts import ADM, DIFFUSERS, Layout, edm, edm_network, edm_sides, taps
 from .weights import Entry, Source, config_of, matched, named, read_weights, recognised, refuse
 
-__all__ = ["load_unet", "read_unet"]
+__all__ = ["entries_of_unet2d", "load_unet", "read_unet"]
 
 RES = ("norm1", "conv1", "modulation", "norm2", "conv2", "skip")  # the parts of our residual block, in the order of `Layout.res`
 
@@ -86,6 +86,11 @@ def read_unet(source: Source, *, weights: Literal["ema", "raw"] = "ema", order: 
 
 def _has_config(kind: str) -> bool:
     return kind == "diffusers UNet2DModel"
+
+
+def entries_of_unet2d(net: UNet) -> list[Entry]:
+    """What each tensor of a network is in diffusers' ``UNet2DModel``."""
+    return list(_entries(net, DIFFUSERS, _qkv("diffusers UNet2DModel", "new")))
 
 
 def _read(source: Source, weights: Literal["ema", "raw"]) -> tuple[dict[str, Tensor], str]:
