@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,20 +37,19 @@ def conditions(
         size: height and width in pixels, where they are not the module's own: what the size and crop condition says. Nothing is cut away.
 
     Raises:
-        ValueError: a column of text that nothing in the module reads; pictures for a module that refines none.
+        ValueError: a column of text that nothing in the module reads; pictures for a module that refines none, or none for one that does.
     """
     label = None if labels is None else torch.tensor(list(labels), device=module.device)
-    vectors = _whole(module, n, size)
+    vectors, shown = _whole(module, n, size), _shown(module, n, images)
     if not text:
-        return _with_images(module, n, Cond(label=label, vectors=vectors), images)
+        return Cond(label=label, vectors=vectors, maps=shown)
     sources = getattr(module, "text", None)
     read = [] if sources is None else [encoder.reads for encoder in sources.encoders.values()]
     if unknown := [name for name in text if name not in read]:
         reads = f"reads {', '.join(map(repr, read))}: write text={{{read[0]}: ...}}" if read else "was trained without text"
         raise ValueError(f"there is nothing in this model that reads {unknown[0]!r}; it {reads}")
     with torch.no_grad():
-        told = module.condition({**({} if label is None else {"label": label}), **text, **vectors})
-    return _with_images(module, n, told, images)
+        return module.condition({**({} if label is None else {"label": label}), **text, **vectors, **shown})
 
 
 def sampler_for(module: Any, sampler: str | dict[str, Any] | None = None, steps: int | None = None) -> Any:
@@ -81,14 +79,16 @@ def sampler_for(module: Any, sampler: str | dict[str, Any] | None = None, steps:
     return build({**recipe, **({} if steps is None else {"steps": steps})}, at="sampler")
 
 
-def _with_images(module: Any, n: int, cond: Cond, images: Tensor | None) -> Cond:
+def _shown(module: Any, n: int, images: Tensor | None) -> dict[str, Tensor]:
+    """The pictures that the module works from, under the name that they have in a batch and as a map."""
+    name = getattr(module, "source", None)
+    if images is None and name is not None:
+        raise ValueError(f"{type(module).__name__} works from given pictures; give them as images, of shape {module.low_shape}")
     if images is None:
-        return cond
-    if not hasattr(module, "source"):
+        return {}
+    if name is None:
         raise ValueError(f"{type(module).__name__} refines no pictures; leave images out")
-    images = images.float().to(module.device)
-    rows = torch.arange(n, device=module.device) % len(images)
-    return replace(cond, maps={**cond.maps, module.source: images[rows]})
+    return {name: images.float().to(module.device)[torch.arange(n, device=module.device) % len(images)]}
 
 
 def _whole(module: Any, n: int, size: Sequence[int] | None) -> dict[str, Tensor]:

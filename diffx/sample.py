@@ -81,6 +81,8 @@ class Options:
                 problems.append(f"{name} must be at least 1, got {value}")
         if self.label is not None and self.labels is not None:
             problems.append("give label=N for all samples or labels=[...] one by one, not both")
+        if self.overlap and self.tile is None:
+            problems.append(f"overlap={self.overlap} belongs to tiles; give tile=PIXELS with it")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             problems.append(f"size must be a height and a width in pixels, got {self.size}")
         if self.labels == []:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffx import Cond, Denoiser
+from diffx import Cond, Denoiser, sample
 from diffx.guidance import Tiled, bind
 from diffx.guidance.tiled import blend, tiles
 from diffx.networks import EfficientUNet, UNet
@@ -81,3 +81,8 @@ def test_one_tile_is_the_whole_and_a_sampler_walks_over_tiles():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_overlap_without_tiles_is_refused_on_the_command_line(tmp_path, capsys):
+    assert sample.main([f"checkpoint={tmp_path}", "overlap=4"]) == 2
+    assert "overlap=4 belongs to tiles; give tile=PIXELS with it" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The Efficient U-Net of Imagen (Saharia et al. 2022, arXiv:2205.11487, appendix B): few blocks where pictures are large, many below."""
+"""The Efficient U-Net of Imagen (Saharia et al. 2022, arXiv:2205.11487): few blocks where pictures are large, many below."""
 
 from __future__ import annotations
 

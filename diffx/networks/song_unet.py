@@ -18,10 +18,10 @@ from ..conditions import Cond
 from ..recipes import recorded
 from .attention import SelfAttention, active_controller
 from .blocks import Block, BlockStyle, Place, ResBlock, UBody, closing_layers
-from .border import NO_COND, Conditions, check_input, concat_maps
+from .border import Conditions
 from .embedders import FourierEmbedding, sinusoid, visible_vector
 from .layers import Context, Norm, Resample
-from .unet import check_levels, levels_at, name_attention
+from .unet import PictureUNet, check_levels, levels_at, name_attention
 
 __all__ = ["SongUNet"]
 
@@ -29,7 +29,7 @@ MULTS = {32: (2, 2, 2), 64: (1, 2, 2, 2)}
 
 
 @recorded
-class SongUNet(nn.Module):
+class SongUNet(PictureUNet):
     """U-Net of the DDPM++ and NCSN++ kind with label, vector and map conditions.
 
     `ddpmpp` and `ncsnpp` are the published configurations. Side lengths must be divisible by ``2 ** (len(mults) - 1)``.
@@ -132,18 +132,6 @@ class SongUNet(nn.Module):
                 nn.init.xavier_uniform_(layer.qkv.weight, gain=0.2**0.5)
         for layer in (*closing_layers(self), self.head):
             nn.init.xavier_uniform_(layer.weight, gain=1e-5)
-
-    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
-
-        Raises:
-            ValueError: sizes that do not divide, or conditions the network does not know (see `Conditions.check`).
-        """
-        cond = NO_COND if cond is None else cond
-        check_input(x, noise, self.channels, self.divisor)
-        self.conditions.check(x, cond)
-        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
-        return self.walk(x, self.context(noise, cond))
 
     def context(self, noise: Tensor, cond: Cond) -> Context:
         """What every block is told of noise coordinates (B,) and conditions."""

@@ -10,6 +10,7 @@ Distinctive choices
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, zero
 
-__all__ = ["UNet", "UShell", "blocks_per_level", "check_levels", "levels_at", "name_attention"]
+__all__ = ["PictureUNet", "UNet", "UShell", "blocks_per_level", "check_levels", "levels_at", "name_attention"]
 
 # size: (width, mults, blocks per level, attention options) of the published ImageNet networks; all attend at side lengths 32, 16 and 8.
 ADM: dict[int, tuple[int, tuple[float, ...], int, dict[str, int]]] = {
@@ -36,7 +37,43 @@ ADM: dict[int, tuple[int, tuple[float, ...], int, dict[str, int]]] = {
 }
 
 
-class UShell(nn.Module):
+class PictureUNet(nn.Module, ABC):
+    """The border of U-Nets over pictures: what is given is checked and cast here, and nowhere behind it.
+
+    Attributes:
+        channels: channels of x.
+        divisor: what side lengths must be divisible by.
+        conditions: what the network takes.
+        stem: the first layer.
+    """
+
+    channels: int
+    divisor: int
+    conditions: Conditions
+    stem: nn.Conv2d
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
+        """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
+
+        Raises:
+            ValueError: sizes that do not divide, or conditions the network does not know (see `Conditions.check`).
+        """
+        cond = NO_COND if cond is None else cond
+        check_input(x, noise, self.channels, self.divisor)
+        self.conditions.check(x, cond)
+        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
+        return self.walk(x, self.context(noise, cond))
+
+    @abstractmethod
+    def context(self, noise: Tensor, cond: Cond) -> Context:
+        """What every block is told of noise coordinates (B,) and conditions."""
+
+    @abstractmethod
+    def walk(self, x: Tensor, context: Context) -> Tensor:
+        """From stem to head: data with its maps ``(B, C, H, W)`` to ``(B, out_channels, H, W)``."""
+
+
+class UShell(PictureUNet):
     """What U-Nets over pictures have around their body: the embedding of noise and conditions, a stem before it and a head behind.
 
     Args:
@@ -48,8 +85,6 @@ class UShell(nn.Module):
         emb: width of the embedding.
         body: makes the body, a module ``(x (B, stem, H, W), context) -> (B, stem, H, W)``.
     """
-
-    divisor: int
 
     def __init__(
         self, channels: int, out_channels: int | None, conditions: Conditions, width: int, stem: int, emb: int,
@@ -72,18 +107,6 @@ class UShell(nn.Module):
         Labels are standard normal. These are the laws of EDM's ADM network.
         """
         zero(*closing_layers(self), self.head)
-
-    def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
-
-        Raises:
-            ValueError: sizes that do not divide, or conditions the network does not know (see `Conditions.check`).
-        """
-        cond = NO_COND if cond is None else cond
-        check_input(x, noise, self.channels, self.divisor)
-        self.conditions.check(x, cond)
-        x = concat_maps(x.to(self.stem.weight.dtype), cond, tuple(self.conditions.maps))
-        return self.walk(x, self.context(noise, cond))
 
     def context(self, noise: Tensor, cond: Cond) -> Context:
         """What every block is told of noise coordinates (B,) and conditions."""

@@ -95,9 +95,8 @@ def trainer_of(config: Config, parts: Parts, folder: Path, launch: Mapping[str, 
     if launch:
         from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-        given = (
-            options.get("plugins") or []
-        )  # SLURMEnvironment would save inside a signal handler, which can deadlock: `Preemption` does it
+        # by itself SLURMEnvironment would save inside a signal handler, which can deadlock: `Preemption` saves and requeues
+        given = options.get("plugins") or []
         options["plugins"] = [*(given if isinstance(given, list) else [given]), SLURMEnvironment(auto_requeue=False)]
     return build({"_target_": "lightning.Trainer", **options}, at="trainer")
 
