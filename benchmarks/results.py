@@ -39,6 +39,7 @@ SAYS = {
     "DiTDiffusion": "transformers on patches replace the U-Net",
     "EDM": "good samples in few deterministic steps",
     "GuidanceDistillation": "one network for all guidance scales",
+    "InstructPix2Pix": "pictures changed as an instruction says",
     "KnowledgeEnhanced": "attention to key words makes prompts heard",
     "MaskedTokens": "all tokens in a few parallel rounds",
     "MeanFlow": "one step, from scratch",
