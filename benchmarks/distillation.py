@@ -43,7 +43,7 @@ TOKENS = ("module.features=blocks.1", "module.discriminator.channels=96", "modul
 # What students of other teachers are called: the teacher's run, and what its features need.
 TEACHERS: dict[str, tuple[Run, tuple[str, ...]]] = {
     "from_dit": (Run("digits/dit"), TOKENS),
-    "from_flow": (Run("digits/edm", "flow", FLOW), ()),
+    "from_flow": (Run("digits/edm", "flow_teacher", FLOW), ()),
 }
 
 Row = dict[str, float]
