@@ -48,6 +48,7 @@ SAYS = {
     "Prior": "embeddings of pictures from captions",
     "ProgressiveDistillation": "half the steps, again and again",
     "RINDiffusion": "a few latents do the work of many patches",
+    "SequenceDiffusion": "sound that can be continued",
     "SuperResolution": "large pictures from small, noisy ones",
     "VideoDiffusion": "clips whose frames belong together",
 }

@@ -17,6 +17,9 @@ from .recipes.record import public_name
 
 __all__ = ["KL", "Codec", "Identity", "Standardised", "draw_latent", "fingerprint", "posterior"]
 
+_FORMS = {1: "sound ({}, L)", 2: "pictures ({}, H, W)", 3: "clips ({}, T, H, W)"}
+_SIDES = {1: "a length", 2: "height and width", 3: "frames, height and width"}
+
 
 @runtime_checkable
 class Codec(Protocol):
@@ -97,7 +100,7 @@ class KL(nn.Module):
     Args:
         vae: folder of a diffusers autoencoder (or of a pipeline with one in ``vae/``), or the module: diffusers' ``AutoencoderKL``, or any
             with ``encode(x) -> moments (B, 2C, h, w)``, ``decode(latents (B, C, h, w)) -> x`` and the attributes ``channels``,
-            ``latent_channels`` and ``factor``.
+            ``latent_channels`` and ``factor``; one of sound, ``(B, C, L)``, or of clips says so by its attribute ``axes`` (1 or 3).
         latent: ``"sample"`` draws latents, from the default generator; ``"mean"`` takes the means.
         dtype: of the weights and the computation: float32, bfloat16, float16 or float64.
 
@@ -119,16 +122,17 @@ class KL(nn.Module):
             raise ValueError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype!r}")
         made = _opened(vae) if isinstance(vae, (str, Path)) else vae
         self.channels, self.latent_channels, self.factor = _sizes(made)
+        self.axes = getattr(made, "axes", 2)
         shift, scale = _normalisation(made)
         self.vae = nn.Module.to(made, getattr(torch, dtype)).requires_grad_(False).eval()  # diffusers' own to() warns
         self.latent = latent
-        self.register_buffer("shift", _per_channel(shift, self.latent_channels))
-        self.register_buffer("scale", _per_channel(scale, self.latent_channels))
+        self.register_buffer("shift", _per_channel(shift, self.latent_channels, self.axes))
+        self.register_buffer("scale", _per_channel(scale, self.latent_channels, self.axes))
         if "_recipe" in self.__dict__ and hasattr(made, "config"):
             self.__dict__["_recipe"]["vae"] = _diffusers_recipe(made)  # not the folder: the weights come from the checkpoint
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures ``(B, C, H, W)`` in [-1, 1] to normalised latents ``(B, c, H / factor, W / factor)`` in float32.
+        """Data ``(B, C, *)`` in [-1, 1] to normalised latents ``(B, c, *)``, ``factor`` times smaller along each axis, in float32.
 
         Raises:
             ValueError: channels or size do not fit, with the nearest size that does.
@@ -140,28 +144,28 @@ class KL(nn.Module):
         return draw_latent(moments, noise, self.shift, self.scale)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Normalised latents to pictures in float32; not clamped."""
+        """Normalised latents to data in float32; not clamped."""
         with torch.autocast(z.device.type, enabled=False):
             return self.picture(z / self.scale + self.shift).float()
 
     def shape(self, data_shape: Sequence[int]) -> tuple[int, ...]:
-        """``(C, H, W)`` to ``(c, H / factor, W / factor)``.
+        """``(C, H, W)`` to ``(c, H / factor, W / factor)``, and the same for sound and clips.
 
         Raises:
             ValueError: other channels, or a size that the factor does not divide, with the nearest one that it does.
         """
-        if len(data_shape) != 3 or data_shape[0] != self.channels:
-            raise ValueError(f"the codec takes pictures ({self.channels}, H, W), got {tuple(data_shape)}")
+        if len(data_shape) != 1 + self.axes or data_shape[0] != self.channels:
+            raise ValueError(f"the codec takes {_FORMS[self.axes].format(self.channels)}, got {tuple(data_shape)}")
         size = tuple(data_shape[1:])
         if any(side % self.factor for side in size):
             nearest = tuple(max(1, int(side / self.factor + 0.5)) * self.factor for side in size)
             raise ValueError(
-                f"the codec needs height and width divisible by {self.factor}, got {size}; the nearest valid size is {nearest}"
+                f"the codec needs {_SIDES[self.axes]} divisible by {self.factor}, got {size}; the nearest valid size is {nearest}"
             )
         return (self.latent_channels, *(side // self.factor for side in size))
 
     def moments(self, x: Tensor) -> Tensor:
-        """Means and log variances ``(B, 2c, h, w)`` of the latents before shift and scale: what a cache stores.
+        """Means and log variances ``(B, 2c, *)`` of the latents before shift and scale: what a cache stores.
 
         Raises:
             ValueError: channels or size do not fit.
@@ -180,7 +184,7 @@ class KL(nn.Module):
         """Move shift and scale towards the mean and 1 / std of the latents of a batch, per channel.
 
         Args:
-            moments: of the batch, ``(B, 2c, h, w)``.
+            moments: of the batch, ``(B, 2c, *)``.
             rate: share of the batch in the new running averages, in (0, 1].
         """
         mean, std = posterior(moments.float())
@@ -280,5 +284,5 @@ def _diffusers_recipe(vae: Any) -> dict[str, Any]:
     return {"_target_": public_name(type(vae)), **plain}
 
 
-def _per_channel(value: Any, channels: int) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, 1, 1).expand(channels, 1, 1).clone()
+def _per_channel(value: Any, channels: int, axes: int) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float32).reshape(-1, *(1,) * axes).expand(channels, *(1,) * axes).clone()

@@ -26,7 +26,8 @@ keys
   label=3                one class for all; labels=[0, 1, 2] one class each, repeated up to n; neither: no condition
   text="a red circle"    one prompt for all; text=[...] one each, repeated up to n, null for a sample without one;
                          text={COLUMN: ...} for a model whose encoders read other columns than "text"
-  images=FILE.npz        pictures that the model refines (super-resolution), as save=npz writes them, repeated up to n
+  images=FILE.npz        pictures or sounds that the model refines (super-resolution), as save=npz writes them, repeated up to n;
+                         or one sound file, at the rate that the model takes
   size=[64, 96]          height and width in pixels, for a model trained in buckets; the module's own by default
   guidance=1             1 is off, 0 ignores the condition
   tile=512 overlap=128   draw large pictures in tiles of so many pixels, blended where they overlap; no tiles by default
@@ -136,7 +137,7 @@ def _main(argv: Sequence[str]) -> None:
     from .guidance import Tiled
 
     module, file = _load(options)
-    cond = _conditions(module, options)
+    cond = _conditions(module, options, file)
     walk = sampler_for(module, options.sampler, options.steps)
     guidance = options.guidance if options.tile is None else Tiled(options.tile, options.overlap, options.guidance)
     given: dict[str, Any] = {"guidance": guidance, "seed": options.seed, "chunk": options.chunk}
@@ -146,15 +147,34 @@ def _main(argv: Sequence[str]) -> None:
         print(path)
 
 
-def _conditions(module: Any, options: Options) -> Any:
+def _conditions(module: Any, options: Options, file: Path) -> Any:
     """What the samples are to show."""
+    from .asked import conditions
+
+    images = None if options.images is None else _given(module, options, file)
+    return conditions(module, options.count, labels=options.classes, text=options.texts, images=images, size=options.size)
+
+
+def _given(module: Any, options: Options, file: Path) -> Tensor:
+    """What the module is to refine, (n, C, *).
+
+    Raises:
+        ValueError: a sound of another rate than the model takes.
+    """
     import numpy as np
     import torch
 
-    from .asked import conditions
+    from .audio.files import SUFFIXES, read_sound
 
-    images = None if options.images is None else torch.from_numpy(np.load(options.images)["images"])
-    return conditions(module, options.count, labels=options.classes, text=options.texts, images=images, size=options.size)
+    if Path(options.images or "").suffix.lower() not in SUFFIXES:
+        return torch.from_numpy(np.load(options.images)["images"])
+    sound, rate = read_sound(options.images or "")
+    made, factor = options.rate or _rate(file, options.trust), getattr(module, "factors", (1,))[-1]
+    if made is not None and rate * factor != made:
+        raise ValueError(
+            f"{options.images} has {rate} samples per second, but the model makes {made} out of {made / factor:g}; resample it"
+        )
+    return sound[None]
 
 
 def check_sampler(sampler: str | dict[str, Any] | None) -> list[str]:

@@ -16,7 +16,7 @@ from diffx.distances import ObjectRegions
 from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, TokenUNet, UNet, VideoUNet
+from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, TokenUNet, UNet, VideoUNet, WaveUNet
 from diffx.samplers import Euler, Heun, MultiStep
 from diffx.schedules import DDPM, Bands, Cosine, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
@@ -36,6 +36,7 @@ from diffx.techniques import (
     Prior,
     ProgressiveDistillation,
     RINDiffusion,
+    SequenceDiffusion,
     SuperResolution,
     TextualInversion,
     VideoDiffusion,
@@ -224,6 +225,20 @@ def video(shown: bool = False, **options: Any) -> VideoDiffusion:
     return VideoDiffusion(Denoiser(net), shape=(1, 3, 8, 8), sampler=Heun(4), **options)
 
 
+def sequence(**options: Any) -> SequenceDiffusion:
+    net = WaveUNet(widths=(8, 8), factors=(2,), classes=4, maps={"given": 1, "known": 1})
+    return SequenceDiffusion(Denoiser(net), shape=(1, 16), sampler=Heun(4), **options)
+
+
+def upsampler(**options: Any) -> SuperResolution:
+    net = WaveUNet(widths=(8, 8), factors=(2,), classes=4, maps={"low_res": 1}, vectors={"augmentation": 1})
+    return SuperResolution(Denoiser(net), shape=(1, 16), factor=4, sampler=Heun(4), **options)
+
+
+def sounds(n: int) -> dict[str, Any]:
+    return {"x": torch.rand(n, 1, 16, generator=torch.Generator().manual_seed(n)) * 2 - 1, "label": torch.arange(n) % 4}
+
+
 def frame_rate() -> SuperResolution:
     net = VideoUNet(unet(maps={"low_res": 1, "original": 1}, vectors={"augmentation": 1}), (), None)
     return SuperResolution(Denoiser(net), shape=(1, 4, 8, 8), factor=(2, 2, 2), sampler=Heun(4))
@@ -266,6 +281,8 @@ TECHNIQUES = {
     "video_stills": Case(lambda: video(stills=2), clips, labels),
     "video_shown": Case(lambda: video(shown=True), clips, labels),
     "video_frame_rate": Case(frame_rate, lambda n: clips(n, 4), lambda n: replace(labels(n), maps={"low_res": torch.zeros(n, 1, 2, 4, 4)})),
+    "sequence_shown": Case(sequence, sounds, labels),
+    "super_resolution_sound": Case(upsampler, sounds, lambda n: replace(labels(n), maps={"low_res": torch.zeros(n, 1, 4)})),
     "prior": Case(prior, embedded, words),
     "textual_inversion": Case(new_word, captioned, prompts),
     "vq": Case(vq, pictures, lambda n: Cond()),

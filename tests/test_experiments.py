@@ -9,6 +9,12 @@ import yaml
 from diffx import evaluate, fit, load, sample
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
+ALIKE = {
+    "imagen_video/3_size",
+    "imagen_video/4_size",
+    "imagen_video/6_frames",
+    "imagen_video/7_size",
+}  # stages as 2_frames and 5_frames are
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
 
 
@@ -21,7 +27,7 @@ def pictures_for(run, folder):
     return [f"images={folder / 'small.npz'}"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in NAMES])
 def test_runs_in_its_small_form(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert fit.main([f"experiment={name}", "small=true", "run=try", "trainer.accelerator=cpu"]) == 0

@@ -146,7 +146,7 @@ def test_mathematics_knows_no_trainer_no_configuration_no_data():
 
 
 def test_techniques_take_networks_as_arguments_and_share_only_their_bases():
-    bases = {f"diffx.techniques.{name}" for name in ("gaussian", "edm", "distillation", "first_stage")} | {"diffx.techniques"}
+    bases = {f"diffx.techniques.{name}" for name in ("gaussian", "edm", "sequence", "distillation", "first_stage")} | {"diffx.techniques"}
 
     def forbidden(importer: str, imported: str) -> bool:
         sibling = room(imported) == "techniques" and imported not in bases

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import socket
 import sys
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from text_encoders import FROZEN, LEARNED, needs_transformers, params, published
 
+from diffx.audio import mel_scale
 from diffx.data import Shapes
 from diffx.data.shapes import VOCABULARY
-from diffx.text import T5, Bytes, CLIPImage, CLIPText, MiniLM, Tokenized, Words
+from diffx.text import T5, Bytes, CLIPImage, CLIPText, Mel, MiniLM, Tokenized, Words
 from diffx.text.library import minilm_folder
 
 SHORT, LONG = "a red circle", "a green square and a blue triangle and a yellow circle"
@@ -330,3 +332,23 @@ def test_learned_encoders_travel_in_checkpoints(make):
     one, other = make(), make()
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.encode([SHORT]).tokens, other.encode([SHORT]).tokens) and "stamp" not in one.state_dict()
+
+
+def test_mel_hears_loudness_and_pitch():
+    encoder, time = Mel(8000, bands=40, n_fft=512, hop=128), torch.arange(4096) / 8000
+    tone = torch.sin(2 * math.pi * 1000 * time)[None, None]
+    out = encoder.encode(torch.cat([tone, 0.1 * tone, 0 * tone]))
+    assert out.tokens.shape == (3, 32, 40) and out.mask.all() and out.pooled is None
+    loud, soft, silent = out.tokens[:, 8:24].mean(1)
+    corners = torch.linspace(mel_scale(0), mel_scale(4000), 42)
+    assert loud.argmax() == (corners[1:-1] - mel_scale(1000)).abs().argmin() and loud.max() == pytest.approx(1, abs=0.05)
+    assert (loud - soft).max().item() == pytest.approx(math.log(10) / -math.log(1e-5), abs=1e-3)
+    assert silent.abs().max() < 1e-6 and sum(p.numel() for p in encoder.parameters()) == 0
+    x = tone.clone().requires_grad_()
+    encoder.encode(x).tokens.sum().backward()
+    assert x.grad.abs().sum() > 0 and encoder.fingerprint != Mel(8000, bands=41, n_fft=512, hop=128).fingerprint
+    for bad in (torch.zeros(2, 2, 4096), torch.zeros(4096), "la"):
+        with pytest.raises(ValueError, match="one channel"):
+            encoder.encode(bad)
+    with pytest.raises(ValueError, match="multiple of hop"):
+        encoder.encode(torch.zeros(1, 1, 4000))

@@ -47,7 +47,7 @@ class LatentSource:
         self.stored, self.latent, self.flip, self.seed = stored, latent, flip, seed
         about = stored.about
         self.classes, self.class_names = about["data"]["classes"], about["data"]["class_names"]
-        self.shift, self.scale = (torch.tensor(about["codec"].get(name, ())).view(-1, 1, 1) for name in ("shift", "scale"))
+        self.shift, self.scale = (torch.tensor(about["codec"].get(name, ())) for name in ("shift", "scale"))
 
     def __len__(self) -> int:
         """Number of items."""
@@ -68,14 +68,15 @@ class LatentSource:
     def _drawn(self, moments: Tensor, keys: list[torch.Generator]) -> Tensor:
         sampled = self.latent == "sample"
         noise = rng.randn((len(moments), moments.shape[1] // 2, *moments.shape[2:]), keys) if sampled else None
-        return draw_latent(moments, noise, self.shift, self.scale)
+        shift, scale = (value.view(-1, *(1,) * (moments.ndim - 2)) for value in (self.shift, self.scale))
+        return draw_latent(moments, noise, shift, scale)
 
 
 @recorded
 class Latents(DataModule):
     """Latents that ``python -m diffx.encode`` wrote into a folder, with their labels and texts.
 
-    A batch has "latent" ``(B, c, h, w)`` in place of "x". Order, resuming and ranks are those of every `DataModule`; latents are drawn
+    A batch has "latent" ``(B, c, *)`` in place of "x". Order, resuming and ranks are those of every `DataModule`; latents are drawn
     anew in each epoch from the stored moments, keyed by (seed, epoch, index).
 
     Before training the cache is compared with the module's codec: latents of another one would train a model that decodes to nonsense.
@@ -89,7 +90,7 @@ class Latents(DataModule):
         num_workers, seed: as in `DataModule`.
 
     Attributes:
-        shape: shape of the pictures that were encoded, ``(C, H, W)``: what ``module.shape`` must be.
+        shape: shape of what was encoded, such as ``(C, H, W)``: what ``module.shape`` must be.
 
     Raises:
         FileNotFoundError: there is no cache in ``root``, or a file of it is missing.
@@ -118,12 +119,12 @@ class Latents(DataModule):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the pictures in data space, ``(C, H, W)``."""
+        """Shape of a sample in data space, such as ``(C, H, W)``."""
         return tuple(self.about["data"]["shape"])
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one latent, ``(c, h, w)``."""
+        """Shape of one latent, such as ``(c, h, w)``."""
         return tuple(self.about["codec"]["latent_shape"])
 
     def setup(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""A small convolutional KL autoencoder: the encoder gives the moments of a normal distribution, the decoder pictures.
+"""A small convolutional KL autoencoder of pictures or sound: the encoder gives the moments of a normal distribution, the decoder data.
 
 Distinctive choices
 - Convolutions only, no attention: any size that ``factor`` divides, and no memory that grows with its square.
@@ -19,28 +19,32 @@ from .layers import Norm, Pointwise, Resample, zero
 
 __all__ = ["ConvAutoencoder"]
 
+CONVOLUTIONS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
 
 @recorded
 class ConvAutoencoder(nn.Module):
     """Encoder and decoder for pictures ``(B, channels, H, W)`` and latents ``(B, latent_channels, H / factor, W / factor)``.
 
-    Side lengths must be divisible by ``factor = 2 ** (len(mults) - 1)``. `diffx.codecs.KL` makes a codec of it.
+    With ``axes=1`` for sound ``(B, channels, L)``, with ``axes=3`` for clips. Sizes must be divisible by
+    ``factor = 2 ** (len(mults) - 1)``. `diffx.codecs.KL` makes a codec of it.
 
     Args:
-        channels: channels of the pictures.
+        channels: channels of the data.
         latent_channels: channels of the latents.
         width: channels of level 0 before ``mults``.
         mults: multiples of ``width``, one per level; level 0 is the full resolution, each further level has half the side lengths.
         blocks: residual blocks per level, in the encoder; the decoder has one more.
         moments: the encoder gives means and log variances of the latents; False: just the latents, for a codebook.
+        axes: 1, 2 or 3, how many axes the data has beside its channels; all are coarsened alike.
 
     Raises:
-        ValueError: no level, or a number below 1.
+        ValueError: no level, a number below 1, or other axes.
     """
 
     def __init__(
         self, channels: int = 3, latent_channels: int = 4, width: int = 64, mults: Sequence[int] = (1, 2, 4), blocks: int = 1,
-        moments: bool = True,
+        moments: bool = True, axes: int = 2,
     ) -> None:  # fmt: skip
         super().__init__()
         if min(channels, latent_channels, width, blocks, *mults, len(mults)) < 1:
@@ -48,20 +52,24 @@ class ConvAutoencoder(nn.Module):
                 f"all sizes must be at least 1, got channels={channels}, latent_channels={latent_channels}, width={width}, "
                 f"mults={tuple(mults)}, blocks={blocks}"
             )
+        if axes not in CONVOLUTIONS:
+            raise ValueError(f"axes must be 1, 2 or 3, got {axes}")
         self.channels, self.latent_channels, self.factor = channels, latent_channels, 2 ** (len(mults) - 1)
-        self.moments = moments
+        self.moments, self.axes = moments, axes
+        conv = CONVOLUTIONS[axes]
         widths = [mult * width for mult in mults]
-        down: list[nn.Module] = [nn.Conv2d(channels, widths[0], 3, padding=1)]
+        down: list[nn.Module] = [conv(channels, widths[0], 3, padding=1)]
         for level, target in enumerate(widths):
-            down += [nn.Conv2d(widths[level - 1], target, 3, stride=2, padding=1)] if level else []
-            down += [Residual(target, target) for _ in range(blocks)]
-        self.encoder = nn.Sequential(*down, Residual(widths[-1], widths[-1]), *_head(widths[-1], (1 + moments) * latent_channels))
-        up: list[nn.Module] = [nn.Conv2d(latent_channels, widths[-1], 3, padding=1), Residual(widths[-1], widths[-1])]
+            down += [conv(widths[level - 1], target, 3, stride=2, padding=1)] if level else []
+            down += [Residual(target, target, axes) for _ in range(blocks)]
+        head = _head(widths[-1], (1 + moments) * latent_channels, axes)
+        self.encoder = nn.Sequential(*down, Residual(widths[-1], widths[-1], axes), *head)
+        up: list[nn.Module] = [conv(latent_channels, widths[-1], 3, padding=1), Residual(widths[-1], widths[-1], axes)]
         for level in range(len(widths) - 1, -1, -1):
             above = widths[min(level + 1, len(widths) - 1)]
-            up += [Residual(above if i == 0 else widths[level], widths[level]) for i in range(blocks + 1)]
-            up += [Resample("up"), nn.Conv2d(widths[level], widths[level], 3, padding=1)] if level else []
-        self.decoder = nn.Sequential(*up, *_head(widths[0], channels))
+            up += [Residual(above if i == 0 else widths[level], widths[level], axes) for i in range(blocks + 1)]
+            up += [Resample("up"), conv(widths[level], widths[level], 3, padding=1)] if level else []
+        self.decoder = nn.Sequential(*up, *_head(widths[0], channels, axes))
         self.initialise()
 
     @torch.no_grad()
@@ -70,28 +78,29 @@ class ConvAutoencoder(nn.Module):
         zero(*(module.conv2 for module in self.modules() if isinstance(module, Residual)))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures to moments ``(B, 2 latent_channels, h, w)``: means, then log variances; without moments to latents alone."""
+        """Data to moments ``(B, 2 latent_channels, *)``: means, then log variances; without moments to latents alone."""
         return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to pictures."""
+        """Latents to data."""
         return self.decoder(z)
 
 
 class Residual(nn.Module):
     """Norm-SiLU-convolution twice around a residual."""
 
-    def __init__(self, cin: int, cout: int) -> None:
+    def __init__(self, cin: int, cout: int, axes: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = Norm(cin), nn.Conv2d(cin, cout, 3, padding=1)
-        self.norm2, self.conv2 = Norm(cout), nn.Conv2d(cout, cout, 3, padding=1)
+        conv = CONVOLUTIONS[axes]
+        self.norm1, self.conv1 = Norm(cin), conv(cin, cout, 3, padding=1)
+        self.norm2, self.conv2 = Norm(cout), conv(cout, cout, 3, padding=1)
         self.skip = Pointwise(cin, cout) if cin != cout else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, cin, H, W)`` to ``(B, cout, H, W)``."""
+        """Map ``(B, cin, *)`` to ``(B, cout, *)``."""
         h = self.conv1(F.silu(self.norm1(x)))
         return self.conv2(F.silu(self.norm2(h))) + (x if self.skip is None else self.skip(x))
 
 
-def _head(width: int, out: int) -> list[nn.Module]:
-    return [Norm(width), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)]
+def _head(width: int, out: int, axes: int) -> list[nn.Module]:
+    return [Norm(width), nn.SiLU(), CONVOLUTIONS[axes](width, out, 3, padding=1)]

@@ -96,7 +96,7 @@ class Resample(nn.Module):
         return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=self.pad, groups=channels)
 
 
-def zero(*layers: nn.Linear | nn.Conv1d | nn.Conv2d) -> None:
+def zero(*layers: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
     """Set weights and biases to zero."""
     for layer in layers:
         nn.init.zeros_(layer.weight)

@@ -19,6 +19,7 @@ from .paella import Paella
 from .prior import Prior
 from .progressive import ProgressiveDistillation
 from .rin import RINDiffusion
+from .sequence import SequenceDiffusion
 from .super_resolution import SuperResolution
 from .textual_inversion import TextualInversion
 from .video import VideoDiffusion
@@ -41,6 +42,7 @@ __all__ = [
     "Prior",
     "ProgressiveDistillation",
     "RINDiffusion",
+    "SequenceDiffusion",
     "SuperResolution",
     "TextualInversion",
     "VQAutoencoder",

@@ -26,7 +26,7 @@ LOW_RES, LEVEL, ORIGINAL = "low_res", "augmentation", "original"
 
 
 class SuperResolution(EDM):
-    """Denoising of large pictures, or clips, that is shown a small one, itself a little noisy.
+    """Denoising of large pictures, clips or sound that is shown a small one, itself a little noisy.
 
     The small picture is the large one shrunk (antialiased bicubic), enlarged again to the full size and mixed with noise:
     ``z = sqrt(1 - s^2) up + s n``. The share of noise s is drawn per sample in training and told to the network (noise-conditioning
@@ -36,7 +36,7 @@ class SuperResolution(EDM):
 
     Of clips ``(C, T, H, W)`` the frame rate may be raised as well, or alone (Imagen Video, arXiv:2210.02303): the small clip has every n-th
     frame, each is shown n times, and the network needs the map ``"original"`` of one channel, which is 1 where it stands and 0 where it is
-    repeated.
+    repeated. Of sound ``(C, L)`` the rate is raised: what is shown holds only the lower frequencies.
 
     A network that sees no positions may be trained on windows of the pictures: the small picture is made of the whole one first, then both
     are cut at the same place, so nothing at a window's border looks other than inside a picture. It samples whole pictures, or draws them
@@ -44,13 +44,13 @@ class SuperResolution(EDM):
 
     Args:
         denoiser: network with preconditioning.
-        factor: sides of the large picture over those of the small one; of clips, one number for height and width, or three for frames,
-            height and width.
+        factor: sides of the large picture over those of the small one, or the rate of sound over the lower one; of clips, one number for
+            height and width, or three for frames, height and width.
         noise: range of s in training, standard deviations in [0, 1]: 0 is the clean small picture, 1 nothing but noise. ``(0, 0)`` trains
             without augmentation.
         level: s in sampling unless another is given.
-        window: side, or height and width, of the windows that are seen in training and validation, drawn anew for every sample; None =
-            whole pictures.
+        window: side, or height and width, of the windows that are seen in training and validation, or length of sound, drawn anew for every
+            sample; None = whole samples.
         shrink: (pictures, factors) -> small pictures of exactly their size divided by the factors, in [-1, 1]: how the small picture of
             training is made; antialiased bicubic by default. `diffx.degradations.Blind` makes it as bad as found pictures are.
         options: see `EDM`.
@@ -77,11 +77,12 @@ class SuperResolution(EDM):
             maps = {LOW_RES: self.shape[0], **dict.fromkeys(marks, 1)}
             raise ValueError(f"super-resolution tells the network {missing}; build it with maps={maps} and vectors={{{LEVEL!r}: 1}}")
         self.factors, self.marks, self.noise, self.level = factors, marks, (float(noise[0]), float(noise[1])), level
-        self.window = None if window is None else (window, window) if isinstance(window, int) else (window[0], window[1])
+        sides = self.shape[1:][-2:]
+        self.window = None if window is None else (window,) * len(sides) if isinstance(window, int) else tuple(window)
         self.shrink = shrink
-        sides = zip(self.window or (), self.shape[-2:], factors[-2:], strict=False)
-        if any(cut % by or not 0 < cut <= side for cut, side, by in sides):
-            raise ValueError(f"window must be divisible by the factor {factor} and no larger than {self.shape[-2:]}, got {window}")
+        cuts = zip(self.window or sides, sides, factors[-len(sides) :], strict=True)
+        if any(cut % by or not 0 < cut <= side for cut, side, by in cuts):
+            raise ValueError(f"window must be divisible by the factor {factor} and no larger than {sides}, got {window}")
 
     @property
     def low_shape(self) -> tuple[int, ...]:
@@ -107,18 +108,19 @@ class SuperResolution(EDM):
         cond = augmented(self.enlarged(cond, x.shape), level, torch.randn_like(x))
         return x, replace(cond, vectors={**cond.vectors, LEVEL: level[:, None]})
 
-    def _cut(self, x: Tensor, cond: Cond, window: tuple[int, int]) -> tuple[Tensor, Cond]:
+    def _cut(self, x: Tensor, cond: Cond, window: tuple[int, ...]) -> tuple[Tensor, Cond]:
         """One window of every sample, and the same of its maps, whichever of the two sizes they have."""
-        sides, factors = x.shape[-2:], self.factors[-2:]
+        axes = len(window)
+        sides, factors = x.shape[-axes:], self.factors[-axes:]
         corners = [
             (rng.rand((len(x),)) * ((side - cut) // by + 1)).long() * by for side, cut, by in zip(sides, window, factors, strict=True)
         ]
         spots = list(zip(*(corner.tolist() for corner in corners), strict=True))
 
         def cut(t: Tensor) -> Tensor:
-            per = (1, 1) if t.shape[-2:] == sides else factors  # pixels of x to one of t
-            (h, w), (a, b) = window, per
-            return torch.stack([t[i, ..., y // a : (y + h) // a, left // b : (left + w) // b] for i, (y, left) in enumerate(spots)])
+            per = (1,) * axes if t.shape[-axes:] == sides else factors  # pixels of x to one of t
+            spans = [[slice(begin // by, (begin + cut) // by) for begin, cut, by in zip(spot, window, per, strict=True)] for spot in spots]
+            return torch.stack([row[(..., *span)] for row, span in zip(t, spans, strict=True)])
 
         return cut(x), replace(cond, maps={name: cut(value) for name, value in cond.maps.items()})
 

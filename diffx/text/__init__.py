@@ -1,8 +1,8 @@
-"""Text (and picture) encoders behind one protocol, the sources that a model is told by, and a cache of embeddings.
+"""Encoders of text, pictures and sounds behind one protocol, the sources that a model is told by, and a cache of embeddings.
 
 An encoder turns a column of a batch into `Encoded`: token states, mask, pooled vector. `Bytes` and `Words` are trained along with the
-denoiser and need nothing; `T5`, `CLIPText`, `CLIPImage` and `MiniLM` are frozen and need the extra ``text``. `Sources` gives encoders the
-names under which networks take them; `Cached` remembers what a frozen encoder made.
+denoiser and need nothing; `T5`, `CLIPText`, `CLIPImage` and `MiniLM` are frozen and need the extra ``text``;
+`Mel` has no weights. `Sources` gives encoders the names under which networks take them; `Cached` remembers what a frozen encoder made.
 """
 
 from .cache import Cached
@@ -12,12 +12,13 @@ from .keywords import KeyWords
 from .learned import Bytes, Words
 from .new_word import NewWord
 from .pretrained import T5, CLIPText, MiniLM
+from .sounds import Mel
 from .sources import Sources, as_sources, pooled_name
 from .spans import TokenSpan
 from .store import Store
 from .vectors import VectorTokens
 
 __all__ = [
-    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "KeyWords", "MiniLM", "NewWord", "Row", "Sources", "Store",
-    "TextEncoder", "TokenSpan", "Tokenized", "VectorTokens", "Words", "as_sources", "masked_mean", "pooled_name",
+    "T5", "Bytes", "CLIPImage", "CLIPText", "Cached", "Encoded", "Encoder", "KeyWords", "Mel", "MiniLM", "NewWord", "Row", "Sources",
+    "Store", "TextEncoder", "TokenSpan", "Tokenized", "VectorTokens", "Words", "as_sources", "masked_mean", "pooled_name",
 ]  # fmt: skip

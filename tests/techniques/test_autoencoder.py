@@ -182,3 +182,25 @@ def test_latents_are_no_pictures():
 def test_sizes_of_the_network_are_at_least_one():
     with pytest.raises(ValueError, match="latent_channels=0"):
         ConvAutoencoder(1, 0)
+
+
+@pytest.mark.parametrize(("axes", "size"), [(1, (24,)), (3, (4, 8, 12))], ids=["sound", "clips"])
+def test_sound_and_clips_have_codecs_too(axes, size):
+    torch.manual_seed(0)
+    module = Autoencoder(KL(ConvAutoencoder(1, 3, 8, (1, 2, 2), axes=axes)), shape=(1, *size)).train()
+    x = torch.rand(64, 1, *size) * 2 - 1
+    small_size = tuple(side // 4 for side in size)
+    assert module.codec.shape((1, *size)) == (3, *small_size) and module.reconstruct(x).shape == x.shape
+    assert module.loss({"x": x})["loss"].shape == (64,)
+    for _ in range(300):
+        module.codec.adapt(module.codec.moments(x).detach(), 0.05)
+    z = module.codec.encode(x)
+    assert z.shape == (64, 3, *small_size) and module.codec.decode(z).shape == x.shape
+    across = (0, *range(2, 2 + axes))
+    torch.testing.assert_close(z.std(across), torch.ones(3), atol=0.1, rtol=0)
+    torch.testing.assert_close(z.mean(across), torch.zeros(3), atol=0.1, rtol=0)
+    assert module.sample(2, seed=0).shape == (2, 1, *size)
+    with pytest.raises(ValueError, match=r"the codec takes (sound|clips)"):
+        module.codec.shape((1, 8, 8))
+    with pytest.raises(ValueError, match="divisible by 4"):
+        module.codec.shape((1, *(side + 1 for side in size)))

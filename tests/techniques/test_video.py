@@ -216,7 +216,7 @@ def test_three_stages_make_a_longer_and_larger_clip():
         (lambda: video(shown=True, stills=1), "0 for a network that is shown"),
         (lambda: VideoDiffusion(Denoiser(VideoUNet(unet(maps={"known": 1}))), shape=(1, 3, 8, 8)), "'known' alone"),
         (lambda: video().complete(torch.zeros(2, 1, 3, 8, 8), torch.zeros(3)), "known must be bool"),
-        (lambda: video().complete(torch.zeros(2, 3, 8, 8), torch.zeros(3, dtype=torch.bool)), "clips must be"),
+        (lambda: video().complete(torch.zeros(2, 3, 8, 8), torch.zeros(3, dtype=torch.bool)), "samples must be"),
         (lambda: video().extend(torch.zeros(2, 1, 3, 8, 8), 2, overlap=3), "overlap"),
         (lambda: SuperResolution(Denoiser(VideoUNet(unet(maps={"low_res": 1}, vectors={"augmentation": 1}))), shape=(1, 4, 8, 8),
                                  factor=(2, 1, 1)), "'original': 1"),
