@@ -166,14 +166,13 @@ def _given(module: Any, options: Options, file: Path) -> Tensor:
 
     from .audio.files import SUFFIXES, read_sound
 
-    if Path(options.images or "").suffix.lower() not in SUFFIXES:
-        return torch.from_numpy(np.load(options.images)["images"])
-    sound, rate = read_sound(options.images or "")
+    path = Path(options.images or "")
+    if path.suffix.lower() not in SUFFIXES:
+        return torch.from_numpy(np.load(path)["images"])
+    sound, rate = read_sound(path)
     made, factor = options.rate or _rate(file, options.trust), getattr(module, "factors", (1,))[-1]
     if made is not None and rate * factor != made:
-        raise ValueError(
-            f"{options.images} has {rate} samples per second, but the model makes {made} out of {made / factor:g}; resample it"
-        )
+        raise ValueError(f"{path} has {rate} samples per second, but the model makes {made} out of {made / factor:g}; resample it")
     return sound[None]
 
 

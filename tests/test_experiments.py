@@ -14,7 +14,7 @@ ALIKE = {
     "imagen_video/4_size",
     "imagen_video/6_frames",
     "imagen_video/7_size",
-}  # stages as 2_frames and 5_frames are
+}  # to stages 2 and 5
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
 
 

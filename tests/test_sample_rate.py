@@ -13,6 +13,7 @@ from diffx.sample import Options, _given, _rate
 
 def run(folder, data):
     (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").touch()
     (folder / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     return folder / "checkpoints" / "last.ckpt"
 
