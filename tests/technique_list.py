@@ -16,7 +16,18 @@ from diffx.distances import ObjectRegions
 from diffx.experts import Experts
 from diffx.guidance import KeyWordBoost
 from diffx.module import DiffusionModule
-from diffx.networks import RIN, ConvAutoencoder, DiT, PriorTransformer, TokenTransformer, TokenUNet, UNet, VideoUNet, WaveUNet
+from diffx.networks import (
+    RIN,
+    ConvAutoencoder,
+    DiT,
+    PriorTransformer,
+    TokenConvNeXt,
+    TokenTransformer,
+    TokenUNet,
+    UNet,
+    VideoUNet,
+    WaveUNet,
+)
 from diffx.samplers import Euler, Heun, MultiStep
 from diffx.schedules import DDPM, Bands, Cosine, Flow, GammaCosine, Levels, LogNormal
 from diffx.techniques import (
@@ -106,6 +117,11 @@ def masked_text() -> MaskedTokens:
 def paella(**options: Any) -> Paella:
     net = TokenUNet(5, 8, width=16, mults=(1, 2), blocks=1, classes=4)
     return Paella(net, codec=PixelLevels(5), shape=(1, 8, 8), **options)
+
+
+def paella_convnext() -> Paella:
+    net = TokenConvNeXt(5, features=8, widths=(16, 16), blocks=(1, 1), heads=(0, 2), width=16, waves=8, classes=4)
+    return Paella(net, codec=PixelLevels(5), shape=(1, 8, 8))
 
 
 def pictures(n: int) -> dict[str, Any]:
@@ -272,6 +288,7 @@ TECHNIQUES = {
     "masked_tokens": Case(masked_tokens, pictures, labels),
     "masked_text": Case(masked_text, captioned, lambda n: Cond(tokens=words(n).tokens)),
     "paella": Case(paella, pictures, labels),
+    "paella_convnext": Case(paella_convnext, pictures, labels),
     "edm_text": Case(text_edm, captioned, prompts),
     "knowledge": Case(knowledge, boxed, key_prompts),
     "cold": Case(cold, pictures, labels),

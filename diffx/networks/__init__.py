@@ -11,10 +11,12 @@ from .efficient_unet import EfficientUNet
 from .low_rank import LowRank
 from .mlp import MLP
 from .mousai_unet import MousaiUNet
+from .patch_critic import PatchCritic
 from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
 from .space_to_depth import SpaceToDepth
+from .token_convnext import TokenConvNeXt
 from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
@@ -34,10 +36,12 @@ __all__ = [
     "EfficientUNet",
     "LowRank",
     "MousaiUNet",
+    "PatchCritic",
     "PriorTransformer",
     "Site",
     "SongUNet",
     "SpaceToDepth",
+    "TokenConvNeXt",
     "TokenTransformer",
     "TokenUNet",
     "UNet",

@@ -69,7 +69,7 @@ class Autoencoder(FirstStage):
         error = mean_flat((y - x).abs() if self.reconstruction == "l1" else (y - x).square())
         kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).flatten(1).sum(1) / x[0].numel()
         parts = {"reconstruction": error, "kl": kl, "psnr": psnr(x, y.detach())}
-        return self.perceived({"loss": error + self.kl * kl, **parts}, x, y)
+        return self.judged({"loss": error + self.kl * kl, **parts}, x, y)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pictures ``(B, C, H, W)`` through the mean of their latents and back, clamped to [-1, 1]."""

@@ -72,7 +72,7 @@ class VQAutoencoder(FirstStage):
         if self.entropy:
             parts["entropy"] = assignment_entropy(book.distances(z.movedim(1, -1).flatten(0, -2).float()))
             loss = loss + self.entropy * parts["entropy"]
-        return self.perceived({"loss": loss, **parts}, x, y)
+        return self.judged({"loss": loss, **parts}, x, y)
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pictures ``(B, C, H, W)`` through their ids and back, clamped to [-1, 1]."""
