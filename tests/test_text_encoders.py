@@ -12,10 +12,14 @@ import torch
 from text_encoders import FROZEN, LEARNED, needs_transformers, params, published
 
 from diffx.audio import mel_scale
+from diffx.codebook import Codebook
 from diffx.data import Shapes
 from diffx.data.shapes import VOCABULARY
-from diffx.text import T5, Bytes, CLIPImage, CLIPText, Mel, MiniLM, Tokenized, Words
+from diffx.networks import ConvAutoencoder
+from diffx.resizing import shrink
+from diffx.text import T5, Bytes, CLIPImage, CLIPText, Codes, Mel, MiniLM, Tokenized, Words
 from diffx.text.library import minilm_folder
+from diffx.tokenizers import VQ, PixelLevels
 
 SHORT, LONG = "a red circle", "a green square and a blue triangle and a yellow circle"
 
@@ -352,3 +356,23 @@ def test_mel_hears_loudness_and_pitch():
             encoder.encode(bad)
     with pytest.raises(ValueError, match="multiple of hop"):
         encoder.encode(torch.zeros(1, 1, 4000))
+
+
+def test_codes_are_those_of_the_shrunk_picture():
+    torch.manual_seed(0)
+    encoder = Codes(PixelLevels(5), (1, 4, 6), width=8, heads=2).train()
+    small = torch.randint(5, (2, 1, 4, 6)) / 2 - 1.0
+    large = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    out = encoder.encode(small)
+    assert out.tokens.shape == (2, 24, 8) and out.mask.all() and torch.equal(out.pooled, out.tokens.mean(1))
+    assert torch.equal(encoder.encode(shrink(large, 2)).tokens, encoder.encode(large).tokens)
+    out.tokens.sum().backward()
+    used = torch.zeros(5).index_add_(0, encoder.codec.encode(small).flatten(), torch.ones(48)) > 0
+    assert torch.equal(encoder.table.weight.grad.abs().sum(1) > 0, used)
+    vq = VQ(ConvAutoencoder(1, 4, 8, (1, 2), moments=False), Codebook(6, 4))
+    told = Codes(vq, (1, 8, 8), width=8, heads=2).train()
+    assert told.training and not vq.training
+    assert not any(p.requires_grad for p in vq.parameters()) and told.encode(torch.zeros(1, 1, 8, 8)).tokens.shape[1] == 16
+    for bad in (torch.zeros(1, 1, 6, 6), torch.zeros(1, 3, 4, 6), torch.zeros(1, 1, 2, 3), "picture"):
+        with pytest.raises(ValueError, match="Codes looks at pictures"):
+            encoder.encode(bad)

@@ -36,7 +36,7 @@ class PatchCritic(nn.Module):
         super().__init__()
         if axes not in CONVOLUTIONS or min(channels, width, len(mults), *mults) < 1:
             raise ValueError(f"axes must be 1, 2 or 3 and all sizes at least 1, got axes={axes}, {channels}, {width} and {tuple(mults)}")
-        conv = CONVOLUTIONS[axes]
+        self.channels, conv = channels, CONVOLUTIONS[axes]
         layers: list[nn.Module] = []
         for level, mult in enumerate(mults):
             layers += [conv(mults[level - 1] * width if level else channels, mult * width, 4, stride=2, padding=1)]
@@ -52,7 +52,6 @@ class PatchCritic(nn.Module):
         Raises:
             ValueError: data of other channels.
         """
-        first = self.layers[0]
-        if x.shape[1] != first.in_channels:
-            raise ValueError(f"the critic looks at {first.in_channels} channels, got data {tuple(x.shape)}")
-        return self.layers(x.to(first.weight.dtype))
+        if x.shape[1] != self.channels:
+            raise ValueError(f"the critic looks at {self.channels} channels, got data {tuple(x.shape)}")
+        return self.layers(x.to(next(self.parameters()).dtype))

@@ -15,7 +15,7 @@ from ..recipes import recorded
 from ..recipes.errors import hint
 from .encoder import Row, TextEncoder, Tokenized, masked_mean
 
-__all__ = ["BYTES", "Bytes", "Learned", "Words", "byte_row"]
+__all__ = ["BYTES", "Bytes", "Layer", "Learned", "Words", "byte_row"]
 
 BYTES = {"start": 256, "end": 257, "pad": 258}
 """Symbols beyond the 256 values of a byte."""
@@ -41,7 +41,7 @@ class Learned(TextEncoder):
         self.dim = self.pooled_dim = width
         self.table = nn.Embedding(symbols, width)
         self.positions = nn.Embedding(max_len, width)
-        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(depth))
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.positions.weight, std=0.3)
 
@@ -60,7 +60,14 @@ class Learned(TextEncoder):
         return {"max_len": self.max_len, "pad": self.pad, "heads": [layer.heads for layer in self.layers]}
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
+    """Self-attention and perceptron, each on the norm of what it is added to.
+
+    Args:
+        width: of the states.
+        heads: attention heads.
+    """
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -70,6 +77,7 @@ class _Layer(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """States (B, L, D) at real tokens, ``mask`` (B, L) True, to states."""
         q, k, v = rearrange(self.qkv(self.norm(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads).unbind()
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
         x = x + self.out(rearrange(mixed, "b h n d -> b n (h d)"))
