@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .conditions import Cond
-from .data import size_crop
+from .data import PictureReader, normalise, size_crop
 from .recipes import recipe_of
 from .recipes.build import build
 from .recipes.check import takes
 
-__all__ = ["conditions", "sampler_for"]
+__all__ = ["conditions", "pictures", "sampler_for"]
 
 
 def conditions(
@@ -50,6 +52,19 @@ def conditions(
         raise ValueError(f"there is nothing in this model that reads {unknown[0]!r}; it {reads}")
     with torch.no_grad():
         return module.condition({**({} if label is None else {"label": label}), **text, **vectors, **shown})
+
+
+def pictures(path: str, channels: int) -> Tensor:
+    """What a file shows: (n, C, *) in [-1, 1].
+
+    Args:
+        path: an ``.npz`` as the verb ``sample`` writes it, whose ``images`` come as they are, or a picture.
+        channels: 1 or 3, of a picture.
+    """
+    if path.endswith(".npz"):
+        with np.load(path) as arrays:
+            return torch.from_numpy(arrays["images"]).float()
+    return normalise(PictureReader(channels=channels).open(Path(path)))[None]
 
 
 def sampler_for(module: Any, sampler: str | dict[str, Any] | None = None, steps: int | None = None) -> Any:

@@ -32,6 +32,7 @@ methods, and what each needs
   prompt_to_prompt     source, text; image: another prompt with the attention of the source, of the picture if one is given
   imagic               image (one), text: a model fitted to the picture; from the picture to the text in five shares
   paint_with_words     text, regions: put phrases where they belong
+  attention            text: new pictures, and where each word was looked for, one row a word
 
 keys
   checkpoint=PATH      a checkpoint, or a run folder (its newest good checkpoint)
@@ -75,6 +76,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
     "prompt_to_prompt": ("source", "text"),
     "imagic": ("image", "text"),
     "paint_with_words": ("text", "regions"),
+    "attention": ("text",),
 }
 
 
@@ -253,6 +255,14 @@ def _paint_with_words(editor: Editor, options: Options) -> list[Tensor]:
     return [plain, *(_shown(region[None, None], plain) for region in regions.values()), after]
 
 
+def _attention(editor: Editor, options: Options) -> list[Tensor]:
+    n = len(options.text) if isinstance(options.text, list) else 8
+    out = editor.attention(_told(editor, options, n, words=True))
+    for number, phrases in enumerate(out.phrases if isinstance(options.text, list) else out.phrases[:1]):
+        print(f"rows of picture {number + 1}: {', '.join(phrases)}")
+    return [out.pictures, *(_shown(out.maps[:, place : place + 1], out.pictures) for place in range(out.maps.shape[1]))]
+
+
 METHODS: dict[str, Callable[[Editor, Options], list[Tensor]]] = {
     "img2img": _img2img,
     "magic_mix": _magic_mix,
@@ -263,6 +273,7 @@ METHODS: dict[str, Callable[[Editor, Options], list[Tensor]]] = {
     "prompt_to_prompt": _prompt_to_prompt,
     "imagic": _imagic,
     "paint_with_words": _paint_with_words,
+    "attention": _attention,
 }
 
 
@@ -271,29 +282,19 @@ METHODS: dict[str, Callable[[Editor, Options], list[Tensor]]] = {
 
 def _pictures(editor: Editor, path: str | None) -> Tensor:
     """The pictures of a file as (B, C, H, W) in [-1, 1], in the model's number of channels."""
-    import numpy as np
-    import torch
+    from .asked import pictures
 
     channels, height, width = editor.module.shape
-    if str(path).endswith(".npz"):
-        with np.load(str(path)) as arrays:
-            x = torch.from_numpy(arrays["images"]).float()
-    else:
-        x = _read(str(path), channels)
+    x = pictures(str(path), channels)
     if tuple(x.shape[1:]) != (channels, height, width):
         raise ValueError(f"{path} has pictures of {tuple(x.shape[1:])}, the model makes {(channels, height, width)}; resize them first")
     return x
 
 
 def _mask(path: str | None) -> Tensor:
-    return (_read(str(path), 1) > 0).float()
+    from .asked import pictures
 
-
-def _read(path: str, channels: int) -> Tensor:
-    """A picture (1, C, H, W) in [-1, 1], of 1 or 3 channels."""
-    from .data import PictureReader, normalise
-
-    return normalise(PictureReader(channels=channels).open(Path(path)))[None]
+    return (pictures(str(path), 1) > 0).float()
 
 
 def _strength(options: Options) -> dict[str, Any]:

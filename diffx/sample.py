@@ -27,7 +27,7 @@ keys
   text="a red circle"    one prompt for all; text=[...] one each, repeated up to n, null for a sample without one;
                          text={COLUMN: ...} for a model whose encoders read other columns than "text"
   images=FILE.npz        pictures or sounds that the model refines (super-resolution), as save=npz writes them, repeated up to n;
-                         or one sound file, at the rate that the model takes
+                         or one picture, or one sound file at the rate that the model takes
   size=[64, 96]          height and width in pixels, for a model trained in buckets; the module's own by default
   guidance=1             1 is off, 0 ignores the condition
   tile=512 overlap=128   draw large pictures in tiles of so many pixels, blended where they overlap; no tiles by default
@@ -161,14 +161,12 @@ def _given(module: Any, options: Options, file: Path) -> Tensor:
     Raises:
         ValueError: a sound of another rate than the model takes.
     """
-    import numpy as np
-    import torch
-
+    from .asked import pictures
     from .audio.files import SUFFIXES, read_sound
 
     path = Path(options.images or "")
     if path.suffix.lower() not in SUFFIXES:
-        return torch.from_numpy(np.load(path)["images"])
+        return pictures(str(path), module.shape[0])
     sound, rate = read_sound(path)
     made, factor = options.rate or _rate(file, options.trust), getattr(module, "factors", (1,))[-1]
     if made is not None and rate * factor != made:

@@ -4,6 +4,7 @@ What is told in levels or needs no network takes ``denoise(x, sigma)``, whatever
 a `diffx.Denoiser`. Both work on pixels and on latents. Masks say 1 = regenerate, 0 = keep.
 """
 
+from .attention import Attended, WatchedAttention
 from .diffedit import diffedit, difference_mask
 from .editor import Editor
 from .imagic import Imagic, fit_imagic
@@ -15,12 +16,14 @@ from .prompt_to_prompt import Edited, PromptToPrompt, prompt_to_prompt
 from .starts import img2img, magic_mix
 
 __all__ = [
+    "Attended",
     "Edited",
     "Editor",
     "Imagic",
     "Inversion",
     "NullText",
     "PromptToPrompt",
+    "WatchedAttention",
     "checked_mask",
     "diffedit",
     "difference_mask",

@@ -16,6 +16,7 @@ from ..denoiser import Denoise, Denoiser
 from ..guidance import Guide, PaintWithWords, as_guide, painted
 from ..samplers import Ancestral, Euler, Sampler
 from . import inpainting, starts
+from .attention import Attended, WatchedAttention
 from .diffedit import diffedit, difference_mask
 from .imagic import Imagic, fit_imagic
 from .inversion import Inversion, invert
@@ -172,6 +173,20 @@ class Editor:
             self.module.check_guidance(self.guidance if guidance is None else guidance, source)
             out = prompt_to_prompt(self.module.denoiser, source, target, noise, edit, guidance=guide, sampler=self.sampler)
             return Edited(self._decoded(out.source), self._decoded(out.target), out.mask)
+
+    def attention(self, cond: Cond) -> Attended:
+        """New pictures, and where each phrase of ``cond.spans`` was looked for; see `diffx.editing.WatchedAttention`."""
+        watched: list[WatchedAttention] = []
+
+        def guide(denoiser: Denoiser, cond: Cond) -> Denoise:
+            watched.append(WatchedAttention(denoiser, cond))
+            return as_guide(self.guidance)(watched[0], cond)  # type: ignore[arg-type]
+
+        self.module.check_guidance(self.guidance, cond)
+        with self.module.drawing():
+            generators = self._generators(len(cond))
+            drawn = self.sampler(self.denoise(cond, guide), self._drawn(generators), generator=generators)
+            return Attended(self._decoded(drawn), watched[0].maps(), watched[0].phrases)
 
     def paint(self, cond: Cond, regions: Mapping[str, Tensor], *, brush: PaintWithWords = PaintWithWords()) -> Tensor:
         """New pictures with phrases in their regions; see `diffx.guidance.painted` and `diffx.guidance.PaintWithWords`."""

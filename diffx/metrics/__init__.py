@@ -12,7 +12,7 @@ from .nearest import kth_distance, median_interval, nearest
 from .pitch_judge import PitchJudge
 from .precision_recall import precision_recall
 from .restored import psnr, restored_figures
-from .sound import LogMel, log_spectral_distance, multi_resolution_stft, si_sdr, spectral_convergence
+from .sound import LogMel, SpectralDistance, log_spectral_distance, multi_resolution_stft, si_sdr, spectral_convergence
 
 __all__ = [
     "FIGURES",
@@ -29,6 +29,7 @@ __all__ = [
     "Motion",
     "PitchJudge",
     "Pixels",
+    "SpectralDistance",
     "TorchScript",
     "Unsuited",
     "evaluate",

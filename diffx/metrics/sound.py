@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..audio import STFT, mel_bank
+from ..recipes import recorded
 
-__all__ = ["LogMel", "log_spectral_distance", "multi_resolution_stft", "si_sdr", "spectral_convergence"]
+__all__ = ["LogMel", "SpectralDistance", "log_spectral_distance", "multi_resolution_stft", "si_sdr", "spectral_convergence"]
 
 
 def log_spectral_distance(x: Tensor, y: Tensor, *, n_fft: int = 512, hop: int = 128, floor: float = 1e-4) -> Tensor:
@@ -47,6 +49,22 @@ def multi_resolution_stft(x: Tensor, y: Tensor, *, sizes: Sequence[int] = (512, 
         spectral_convergence(x, y, n_fft=size, hop=size // 4) + log_spectral_distance(x, y, n_fft=size, hop=size // 4) for size in sizes
     ]
     return torch.stack(parts).mean(0)
+
+
+@recorded
+@dataclass(frozen=True)
+class SpectralDistance:
+    """`multi_resolution_stft` with chosen windows, as an object that recipes can name: a loss for autoencoders of sound.
+
+    Args:
+        sizes: windows in samples.
+    """
+
+    sizes: Sequence[int] = (512, 1024, 2048)
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance (B,) of sounds (B, C, L)."""
+        return multi_resolution_stft(y, x, sizes=self.sizes)
 
 
 def si_sdr(x: Tensor, y: Tensor) -> Tensor:

@@ -194,6 +194,7 @@ BASE = ["checkpoint=last.ckpt", "steps=4", "weights_of=raw", "out=out.png"]
         ("method=prompt_to_prompt image=two.npz source='a cat' text='a red cat' mode=refine weights='{red: 2}'", (3, 2)),
         ("method=prompt_to_prompt image=one.png source='a red cat' text='a blue cat' guidance=2 null_text=true", (3, 1)),
         ("method=paint_with_words text='[a red cat, a cat]' regions='{cat: [0, 0, 0.5, 0.5]}'", (3, 2)),
+        ("method=attention text='[a red cat, a cat]'", (4, 2)),
     ],
 )  # fmt: skip
 def test_every_method_writes_a_picture(files, arguments, tiles):
