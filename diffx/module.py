@@ -240,7 +240,15 @@ class DiffusionModule(Parts, ABC):
             shard(self, self.trainer.strategy.device_mesh["data_parallel"], self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
-        """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode."""
+        """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode.
+
+        Raises:
+            ValueError: shapes differ, or the strategy would wait for gradients that some steps do not have.
+        """
+        options = getattr(self.trainer.strategy, "_ddp_kwargs", None)
+        if self.takes_turns and options is not None and not options.get("find_unused_parameters"):
+            raise ValueError(f"parts of {type(self).__name__} that are not trained in a step have no gradients, which plain DDP waits for; "
+                             "use trainer.strategy=ddp_find_unused_parameters_true")  # fmt: skip
         self.train()
         data_shape = getattr(getattr(self.trainer, "datamodule", None), "shape", None)
         if data_shape is not None:

@@ -24,11 +24,13 @@ class Parts(L.LightningModule):
         trained: names of the sub-modules or parameters that the optimizer descends; a name that is None on the instance is skipped. Every
             other sub-module is kept in evaluation mode.
         averaged: names of those whose moving averages are kept (a subset of ``trained``).
+        takes_turns: whether some trained parts have no gradient at all in some steps, for which plain DDP would wait.
         large: names of frozen sub-modules as large as the trained ones, e.g. a teacher, that are sharded with them.
     """
 
     trained: tuple[str, ...] = ("denoiser",)
     averaged: tuple[str, ...] = ("denoiser",)
+    takes_turns = False
     large: tuple[str, ...] = ()
 
     def networks(self, *names: str) -> list[nn.Module]:

@@ -135,6 +135,7 @@ class DMD(Distillation):
     """
 
     trained = ("denoiser", "fake_score", "discriminator")
+    takes_turns = True
 
     def __init__(
         self,
