@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -70,7 +71,9 @@ def read(path: str | os.PathLike, mesh: Any = None) -> dict[str, Any]:
     reader = _Reader(path)
     tensors = {name: _empty(entry, mesh) for name, entry in _listed(path).items()}
     if tensors:
-        torch.distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=mesh is None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            torch.distributed.checkpoint.load(tensors, storage_reader=reader, no_dist=mesh is None)
     return _joined(rest(path), tensors)
 
 

@@ -50,7 +50,7 @@ def train_on_two(runs: Path, experiment: str, name: str, *options: str) -> dict[
                               for name, how in (("digits/edm", "fsdp"), ("digits/progressive", "ddp"), ("digits/cold_blur", "ddp")))],
 )  # fmt: skip
 def test_two_processes_equal_two_micro_batches(tmp_path, experiment, strategy):
-    spread = train_on_two(tmp_path, experiment, "spread", f"+trainer.strategy={strategy}")
+    spread = train_on_two(tmp_path, experiment, "spread", f"trainer.strategy={strategy}")
     stacked = train(tmp_path, experiment, "stacked", "+trainer.accumulate_grad_batches=2", "trainer.val_check_interval=4")
     alone = train(tmp_path, experiment, "alone")
     for name, value in spread.items():
