@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,11 @@ from toys import Toy
 from two_ranks import on_ranks
 
 import diffx
-from diffx import FSDP, files
+from diffx import FSDP, files, folders
 from diffx.callbacks import EMA, Checkpoints, PowerSnapshots
 from diffx.dtensors import is_sharded
 from diffx.networks import DiT, UNet, units
+from diffx.sharding import shard
 
 FAMILIES = ("unet_all", "dit_all", "rin", "uvit", "video_unet", "wave_unet", "prior")
 ADAMW = partial(torch.optim.AdamW, lr=1e-2, fused=True)
@@ -193,8 +195,6 @@ def test_damage_is_recognised_and_passed_over(saved, name):
 def test_a_list_of_tensors_runs_no_code(saved):
     import pickle
 
-    from diffx import folders
-
     class Evil:
         def __reduce__(self):
             return os.system, ("true",)
@@ -236,8 +236,56 @@ def refusals(folder: Path) -> dict[str, str]:
     return said
 
 
-def test_what_cannot_be_sharded_is_refused_before_training(tmp_path):
-    said, _ = on_ranks(refusals, tmp_path, tmp_path)
+def full_disk(folder: Path) -> str:
+    """Rank 1 cannot write the second checkpoint of a name."""
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    weights = torch.distributed.tensor.distribute_tensor(torch.arange(5.0), mesh, [torch.distributed.tensor.Shard(0)])
+    folders.save({"diffx": {}, "state_dict": {"weights": weights, "step": 3}}, folder / "a.ckpt")
+    if torch.distributed.get_rank() == 1:
+        files.checksums = lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    try:
+        folders.save({"diffx": {}, "state_dict": {"weights": weights + 1}}, folder / "a.ckpt")
+    except OSError as error:
+        return str(error)
+    return "no error"
+
+
+def asked_apart() -> bool:
+    """Each rank asks experts that the other one does not ask: what the sharded ones say is what they said whole."""
+    module, batch = technique("experts")
+    sigma = torch.full((GLOBAL,), 0.05 if torch.distributed.get_rank() else 50.0)
+    with torch.no_grad():
+        wanted = module.denoiser(batch["x"], sigma)
+        shard(module, torch.distributed.init_device_mesh("cpu", (2,)), "cpu")
+        return torch.equal(module.denoiser(batch["x"], sigma), wanted)
+
+
+def at_the_border(folder: Path) -> dict[str, Any]:
+    return {"refused": refusals(folder), "apart": asked_apart(), "full": full_disk(folder)}
+
+
+@pytest.fixture(scope="module")
+def border(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("border")
+    return folder, on_ranks(at_the_border, folder, folder)
+
+
+def test_a_rank_that_cannot_write_stops_all_and_leaves_what_was_there(border):
+    folder, ranks = border
+    assert all("cannot write" in made["full"] and "rank 1: " in made["full"] and "No space left" in made["full"] for made in ranks)
+    files.verify(folder / "a.ckpt")
+    state = folders.read(folder / "a.ckpt")["state_dict"]
+    assert torch.equal(state["weights"], torch.arange(5.0)) and state["step"] == 3
+    files.prune(folder)
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_experts_are_entered_by_all_ranks(border):
+    assert [made["apart"] for made in border[1]] == [True, True]
+
+
+def test_what_cannot_be_sharded_is_refused_before_training(border):
+    said = border[1][0]["refused"]
     assert "side is trained but lies in no network" in said["parameter"]
     assert "experts share" in said["shared"]
     assert "use diffx.FSDP()" in said["lightning"] and "use diffx.FSDP()" in said["fsdp"]
