@@ -17,6 +17,7 @@ from diffx import FSDP, fit
 from diffx.callbacks import Guard
 from diffx.dtensors import gathered
 
+pytestmark = pytest.mark.timeout(900)
 SGD = "{_target_: torch.optim.SGD, _partial_: true, lr: 0.3}"
 
 

@@ -15,7 +15,7 @@ import torch
 WORLD = 2
 
 
-def on_ranks(work: Callable[..., Any], folder: Path, *given: Any, world: int = WORLD, timeout: float = 240) -> list[Any]:
+def on_ranks(work: Callable[..., Any], folder: Path, *given: Any, world: int = WORLD, timeout: float = 800) -> list[Any]:
     """What ``work(*given)`` gives on each rank; Lightning finds its ranks there. An error on one rank is raised here.
 
     Results travel through files in ``folder``.
