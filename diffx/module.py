@@ -229,26 +229,13 @@ class DiffusionModule(Parts, ABC):
         return known["rank"], known["num_replicas"]
 
     def configure_model(self) -> None:
-        """Shard the networks where the strategy wants it.
-
-        Raises:
-            TypeError: a strategy of Lightning's that shards otherwise.
-            ValueError: this module cannot be sharded, see `diffx.sharding.shard`.
-        """
-        check_strategy(self.trainer.strategy)
+        """Shard the networks where the strategy wants it; see `diffx.sharding` for what it refuses."""
+        check_strategy(self.trainer.strategy, self)
         if isinstance(self.trainer.strategy, FSDP):
             shard(self, self.trainer.strategy.device_mesh["data_parallel"], self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
-        """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode.
-
-        Raises:
-            ValueError: shapes differ, or the strategy would wait for gradients that some steps do not have.
-        """
-        options = getattr(self.trainer.strategy, "_ddp_kwargs", None)
-        if self.takes_turns and options is not None and not options.get("find_unused_parameters"):
-            raise ValueError(f"parts of {type(self).__name__} that are not trained in a step have no gradients, which plain DDP waits for; "
-                             "use trainer.strategy=ddp_find_unused_parameters_true")  # fmt: skip
+        """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode."""
         self.train()
         data_shape = getattr(getattr(self.trainer, "datamodule", None), "shape", None)
         if data_shape is not None:

@@ -123,12 +123,17 @@ def _fits(value: Any, parameter: Tensor) -> bool:
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
-def check_strategy(strategy: Any) -> None:
-    """Refuse Lightning's own sharding strategies.
+def check_strategy(strategy: Any, module: Parts) -> None:
+    """Refuse strategies that cannot train a module.
 
     Raises:
-        TypeError: it is one of them.
+        TypeError: one of Lightning's own that shard.
+        ValueError: DDP that would wait for gradients which some steps do not have.
     """
+    options = getattr(strategy, "_ddp_kwargs", None)
+    if module.takes_turns and options is not None and not options.get("find_unused_parameters"):
+        raise ValueError(f"parts of {type(module).__name__} that are not trained in a step have no gradients, which plain DDP waits for; "
+                         "use trainer.strategy=ddp_find_unused_parameters_true")  # fmt: skip
     if isinstance(strategy, (ModelParallelStrategy, FSDPStrategy)) and not isinstance(strategy, FSDP):
         raise TypeError(f"Lightning's {type(strategy).__name__} writes optimizer states and averages that no other strategy can read; "
                         "use diffx.FSDP() instead, in experiments trainer.strategy=fsdp")  # fmt: skip
