@@ -10,8 +10,6 @@ from network_list import NETWORKS, output
 
 from diffx import EDM, Denoiser, fit
 from diffx.networks import DiT, TokenTransformer, UNet, checkpoint_activations, units
-from diffx.recipes.assemble import forget_activations
-from diffx.recipes.errors import RecipeError
 
 
 def gradients(net, inputs, handed=None):
@@ -76,10 +74,10 @@ def test_the_switch_of_an_experiment(tmp_path, capsys):
     assert fit.main([*words[:-1], "activation_checkpointing=2", "--check"]) == 2
     assert "activation_checkpointing must be bool" in capsys.readouterr().err
     module = EDM(Denoiser(UNet(3, width=16, mults=(1,), blocks=1)), shape=(3, 8, 8))
-    forget_activations(module)
+    module.checkpoint_activations()
     assert all(isinstance(unit.forward, functools.partial) for unit in units(module.denoiser.net))
-    with pytest.raises(RecipeError, match="Linear is no stack of blocks"):
-        forget_activations(EDM(Denoiser(torch.nn.Linear(2, 2)), shape=(2,)))
+    with pytest.raises(ValueError, match="Linear is no stack of blocks"):
+        EDM(Denoiser(torch.nn.Linear(2, 2)), shape=(2,)).checkpoint_activations()
 
 
 def test_nothing_is_computed_twice_without_gradients():
