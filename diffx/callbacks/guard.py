@@ -13,10 +13,10 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
+from ..dtensors import whole
 from ..module import DiffusionModule
 from ..recipes import recorded
 from .agreement import Agreement
-from .shadows import whole
 
 __all__ = ["Guard"]
 

@@ -20,6 +20,7 @@ from .token_convnext import TokenConvNeXt
 from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
+from .units import Unit, checkpoint_activations, units
 from .uvit import UViT
 from .video_unet import VideoUNet
 from .wave_unet import WaveUNet
@@ -46,9 +47,12 @@ __all__ = [
     "TokenUNet",
     "UNet",
     "UViT",
+    "Unit",
     "VideoUNet",
     "WaveUNet",
     "added_control",
     "attention_control",
+    "checkpoint_activations",
     "levels_at",
+    "units",
 ]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..recipes import recorded
 from .layers import Norm, Pointwise, Resample, zero
+from .units import Unit
 
 __all__ = ["ConvAutoencoder"]
 
@@ -72,6 +73,11 @@ class ConvAutoencoder(nn.Module):
         self.decoder = nn.Sequential(*up, *_head(widths[0], channels, axes))
         self.initialise()
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Its two halves, each entered by a call."""
+        return self.encoder, self.decoder
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Residual branches start as the identity; everything else keeps torch's draw."""
@@ -86,7 +92,7 @@ class ConvAutoencoder(nn.Module):
         return self.decoder(z)
 
 
-class Residual(nn.Module):
+class Residual(Unit):
     """Norm-SiLU-convolution twice around a residual."""
 
     def __init__(self, cin: int, cout: int, axes: int) -> None:

@@ -31,13 +31,15 @@ def address():
     environment = {**os.environ, "PYTHONPATH": str(tests.parent)}
     server = subprocess.Popen([sys.executable, str(tests / "studio_model.py"), str(port)], env=environment)
     url = f"http://127.0.0.1:{port}/"
-    for _ in range(240):
-        time.sleep(0.5)
+    deadline = time.monotonic() + 280
+    while True:
         try:
             urllib.request.urlopen(url, timeout=5)
             break
         except OSError:
             assert server.poll() is None, "the studio ended"
+            assert time.monotonic() < deadline, "the studio does not answer"
+            time.sleep(0.5)
     yield url
     server.terminate()
     server.wait(30)
