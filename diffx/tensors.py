@@ -7,12 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["expand", "mean_flat", "psnr", "sinusoid", "slerp"]
+__all__ = ["expand", "handed", "mean_flat", "psnr", "sinusoid", "slerp"]
 
 
 def expand(scalar: Tensor, like: Tensor) -> Tensor:
     """View a per-sample scalar ``(B,)`` as ``(B, 1, ..., 1)`` so that it broadcasts against ``like`` ``(B, *)``."""
     return scalar.view(-1, *(1,) * (like.ndim - 1))
+
+
+def handed(values: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
+    """``values`` on ``device``, in ``dtype`` if given. What comes from the processor is handed over without waiting for an accelerator."""
+    return values.to(device=device, dtype=dtype or values.dtype, non_blocking=values.device.type == "cpu")
 
 
 def mean_flat(x: Tensor) -> Tensor:

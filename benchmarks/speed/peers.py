@@ -30,8 +30,7 @@ def k_diffusion_sampling() -> Any:
 
 def muse_transformer(width: int, text_width: int, **options: Any) -> Any:
     """muse-maskgit-pytorch's transformer. Its constructor asks a hub for the width of a T5; here the answer is put where it looks first."""
-    from muse_maskgit_pytorch import MaskGitTransformer
-    from muse_maskgit_pytorch import t5
+    from muse_maskgit_pytorch import MaskGitTransformer, t5
 
     t5.T5_CONFIGS["none"] = {"config": SimpleNamespace(d_model=text_width)}
     return MaskGitTransformer(dim=width, t5_name="none", **options)

@@ -50,7 +50,7 @@ class Row:
         """Measure whatever is installed.
 
         Returns:
-            The outcome of `compare`, with ``"missing"`` (subject -> what it needs) and ``"goals"``, each with its ratio where both sides ran.
+            The outcome of `compare`, with ``"missing"`` (subject -> what it needs) and ``"goals"``, each with its ratio where both ran.
         """
         subjects, missing = [], {}
         for name, make in self.make(setting).items():
