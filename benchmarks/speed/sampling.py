@@ -71,7 +71,7 @@ def walk_makers(batch: int, setting: Setting) -> Makers:
 
 
 def average_makers(setting: Setting) -> Makers:
-    """One update of the averages of the weights of a U-Net with 45 million parameters."""
+    """One update of the averages of the weights of a U-Net with 48 million parameters."""
 
     def net() -> UNet:
         return UNet(width=160, mults=(1, 2, 2), blocks=2).to(setting.device)
@@ -126,7 +126,7 @@ SAMPLING: tuple[Row, ...] = (
     Row("walk_1", "sampler without network, 20 steps, one picture of 3 x 64 x 64 (40 walks)", partial(walk_makers, 1), _walk_goals(),
         rounds=15, short=True),
     Row("walk_64", "the same, 64 pictures (2 walks)", partial(walk_makers, 64), _walk_goals(), rounds=9),
-    Row("ema", "update of averages, 42 M parameters", average_makers, (
+    Row("ema", "update of averages, 48 M parameters", average_makers, (
         Goal("diffx EMA", "torch._foreach_lerp_", 1.05),
         Goal("diffx EMA", "Lightning's EMAWeightAveraging", 0.32),
     ), rounds=9, short=True),
