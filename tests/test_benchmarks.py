@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from benchmarks import conditioning, distillation, objectives, pages
+from benchmarks import conditioning, distillation, gpu_half_hour, objectives, pages
 from benchmarks.harness import PLAIN, Subject, compare, paired, peak_memory, report, training_step
+from benchmarks.speed import curves
 from benchmarks.speed.__main__ import ROWS, goals_table, subjects_table
 from benchmarks.speed.rows import Goal, Row
 from benchmarks.training import Run
@@ -64,6 +65,24 @@ def test_a_peer_that_is_not_installed_is_named_and_the_rest_is_measured():
 def test_goals_name_subjects_of_their_row(name):
     subjects = set(ROWS[name].make(PLAIN))
     assert {side for goal in ROWS[name].goals for side in (goal.ours, goal.peer)} <= subjects
+
+
+def test_the_exponent_of_a_power_law_is_found():
+    assert curves.exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_a_book_does_each_item_once_goes_on_after_errors_and_stops_in_time(tmp_path):
+    done = []
+
+    def items(*names):
+        for name in names:
+            yield name, lambda name=name: done.append(name) or 1 / (name != "wrong")
+
+    book = gpu_half_hour.Book(tmp_path / "new" / "results.json")
+    assert book.work(items("a", "wrong", "b"), 60) and done == ["a", "wrong", "b"]
+    again = gpu_half_hour.Book(tmp_path / "new" / "results.json")
+    assert again.work(items("a", "wrong", "b"), 60) and not again.work(items("a", "c"), -1) and len(done) == 3
+    assert again.entries["a"]["result"] == 1.0 and again.entries["wrong"]["error"].startswith("ZeroDivisionError")
 
 
 def test_a_program_fills_its_places_of_a_page_and_no_others(tmp_path, monkeypatch):
