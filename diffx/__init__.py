@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .recipes.load import load
     from .samplers import LMS, Ancestral, DPMpp2M, DPMpp2MSDE, Euler, Heun, Scheduler
     from .schedules import DDPM, VP, Cosine, Flow, Karras, LogNormal, Shifted, Sigmoid
+    from .sharding import FSDP
     from .techniques import EDM
 
 _ROOMS = {
@@ -31,6 +32,7 @@ _ROOMS = {
     "networks": "UNet",
     "recipes.load": "load",
     "samplers": "LMS Ancestral DPMpp2M DPMpp2MSDE Euler Heun Scheduler",
+    "sharding": "FSDP",
     "schedules": "DDPM VP Cosine Flow Karras LogNormal Shifted Sigmoid",
     "techniques": "EDM",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "DDPM",
     "EDM",
     "EMA",
+    "FSDP",
     "LMS",
     "VP",
     "Ancestral",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .recipes import recipe_of, recorded
@@ -127,6 +128,11 @@ class KL(nn.Module):
         if "_recipe" in self.__dict__ and hasattr(made, "config"):
             self.__dict__["_recipe"]["vae"] = _diffusers_recipe(made)  # not the folder: the weights come from the checkpoint
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What of it is entered by a call, as far as the autoencoder says."""
+        return getattr(self.vae, "networks", (self.vae,))
+
     def encode(self, x: Tensor) -> Tensor:
         """Pictures ``(B, C, H, W)`` in [-1, 1] to normalised latents ``(B, c, H / factor, W / factor)`` in float32.
 
@@ -177,7 +183,7 @@ class KL(nn.Module):
 
     @torch.no_grad()
     def adapt(self, moments: Tensor, rate: float) -> None:
-        """Move shift and scale towards the mean and 1 / std of the latents of a batch, per channel.
+        """Move shift and scale towards the mean and 1 / std of the latents of a batch, over all ranks, per channel.
 
         Args:
             moments: of the batch, ``(B, 2c, h, w)``.
@@ -187,6 +193,9 @@ class KL(nn.Module):
         axes = (0, *range(2, mean.ndim))
         first = mean.mean(axes).view_as(self.shift)
         second = (mean.square() + std.square()).mean(axes).view_as(self.shift)
+        if dist.is_available() and dist.is_initialized():
+            for moment in (first, second):
+                dist.all_reduce(moment.div_(dist.get_world_size()))
         first = torch.lerp(self.shift, first, rate)
         second = torch.lerp(self.scale**-2 + self.shift**2, second, rate)
         self.scale.copy_((second - first.square()).clamp_min(1e-12).rsqrt())

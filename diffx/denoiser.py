@@ -222,6 +222,11 @@ class Denoiser(nn.Module):
         self.net = net
         self.precond = precond
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What of it is entered by a call: `forward` and `raw` are two ways to the same network."""
+        return (self.net,)
+
     def forward(self, x: Tensor, sigma: Tensor, cond: Cond = Cond()) -> Tensor:
         """Estimate clean data, (B, C, *) like ``x``, in float32 (float64 if ``x`` is) whatever the autocast.
 

@@ -8,10 +8,12 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .conditions import Cond
 from .denoiser import Denoiser, EDMPrecond, Scales
+from .dtensors import is_sharded
 from .recipes import recorded
 from .schedules import Bands
 
@@ -56,6 +58,11 @@ class Experts(Denoiser):
         super().__init__(Nets(branch(net, len(bands), own)), precond)
         self.bands = bands
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The experts."""
+        return tuple(self.net)
+
     def raw(self, x: Tensor, sigma: Tensor, cond: Cond = Cond(), **inputs: Any) -> tuple[Tensor, Any]:
         """As in `Denoiser`; samples of different bands go to their experts in groups.
 
@@ -64,7 +71,7 @@ class Experts(Denoiser):
         """
         sigma = self._checked(x, sigma)
         band = self.bands.index(sigma)
-        present = band.unique().tolist()
+        present = self._entered(band)
         if len(present) == 1:
             return self._answer(self.net[present[0]], x, sigma, cond, inputs)
         if inputs:
@@ -72,14 +79,23 @@ class Experts(Denoiser):
         parts = []
         for k in present:
             rows = (band == k).nonzero()[:, 0]
-            out, extra = self._answer(self.net[k], x[rows], sigma[rows], _rows(cond, rows), {})
+            asked = rows if len(rows) else rows.new_zeros(1)  # a sharded expert is entered by all ranks at once
+            out, extra = self._answer(self.net[k], x[asked], sigma[asked], _rows(cond, asked), {})
             if extra is not None:
                 raise ValueError(f"the levels lie in {len(present)} bands, and what networks hand on cannot be joined over experts")
-            parts.append((rows, out))
+            parts.append((rows, out[: len(rows)]))
         whole = x.new_empty((len(x), *parts[0][1].shape[1:]), dtype=parts[0][1].dtype)
         for rows, out in parts:
             whole = whole.index_copy(0, rows, out)
         return whole, None
+
+    def _entered(self, band: Tensor) -> list[int]:
+        """Whose turn it is: the experts of the samples' bands, on any rank where the experts are sharded."""
+        if not is_sharded(next(self.net.parameters())):
+            return band.unique().tolist()
+        present = torch.zeros(len(self.bands), device=band.device).index_fill_(0, band, 1)
+        torch.distributed.all_reduce(present, torch.distributed.ReduceOp.MAX)
+        return present.nonzero()[:, 0].tolist()
 
 
 def branch(net: nn.Module, count: int, own: Sequence[str] = ("*",)) -> list[nn.Module]:

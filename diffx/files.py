@@ -1,15 +1,18 @@
 """Files that are there whole or not at all: written beside their place, flushed, read back, then renamed.
 
-A killed process or a full disk leaves the previous file as it was. Checkpoints are zip archives with a checksum per record, so a damaged
-one is recognised, and `latest` answers with the newest good one.
+A killed process or a full disk leaves the previous file as it was. Checkpoints are zip archives with a checksum per record, or folders
+with a list of their files' checksums (see `diffx.folders`), so a damaged one is recognised, and `latest` answers with the newest good one.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -18,7 +21,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-__all__ = ["latest", "link", "prune", "save_checkpoint", "unused", "verify", "write"]
+__all__ = ["MANIFEST", "checksums", "is_folder", "latest", "link", "prune", "put", "save_checkpoint", "seal", "unused", "verify", "write"]
+
+MANIFEST = "files.json"  # what makes a folder a checkpoint
 
 PathLike = str | os.PathLike
 
@@ -41,6 +46,7 @@ def write(path: PathLike, save: Callable[[BinaryIO], Any], check: Callable[[Path
             os.fsync(file.fileno())
         if check is not None:
             check(temporary)
+        _make_room(path)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -60,9 +66,19 @@ def unused(path: PathLike) -> Path:
 
 
 def link(target: PathLike, name: PathLike) -> None:
-    """Let ``name`` stand for the file ``target`` too: a hard link, or a copy where the file system has none; replaced atomically."""
+    """Let ``name`` stand for the file ``target`` too: a hard link, or a copy where the file system has none; replaced atomically.
+
+    Of a folder the files are linked, and ``name`` is missing for a moment while it is replaced; ``target`` never is.
+    """
     target, name = Path(target), Path(name)
     temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    if target.is_dir():
+        temporary.mkdir()
+        for part in target.iterdir():
+            link(part, temporary / part.name)
+        put(temporary, name)
+        return
+    _make_room(name)
     try:
         temporary.unlink(missing_ok=True)
         os.link(target, temporary)
@@ -73,6 +89,31 @@ def link(target: PathLike, name: PathLike) -> None:
     os.replace(temporary, name)
     temporary.unlink(missing_ok=True)  # renaming a link onto the same file leaves both names
     _sync_folder(name.parent)
+
+
+def put(temporary: Path, path: Path) -> None:
+    """Give a folder, complete and beside its place, its name; what had the name before goes."""
+    old = _aside(path) if path.exists() else None
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+    if old is not None:
+        _remove(old)
+
+
+def is_folder(path: PathLike) -> bool:
+    """Whether this is a checkpoint that is a folder."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def checksums(folder: Path, pattern: str) -> dict[str, list[int]]:
+    """Size and CRC-32 of the files of a folder by their names."""
+    return {path.name: _checksum(path) for path in sorted(folder.glob(pattern))}
+
+
+def seal(folder: Path, sums: dict[str, list[int]]) -> None:
+    """Write the list of a checkpoint's files, which makes the folder a checkpoint."""
+    write(folder / MANIFEST, lambda file: file.write(json.dumps(sums, indent=1).encode()))
+    _sync_folder(folder)
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: PathLike) -> None:
@@ -93,6 +134,9 @@ def verify(path: PathLike) -> None:
         ValueError: the file is damaged, with the reason.
     """
     path = Path(path)
+    if path.is_dir():
+        _verify_folder(path)
+        return
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
@@ -132,8 +176,47 @@ def prune(folder: PathLike, keep: int | None = None) -> None:
     """Delete the temporary files that killed processes left behind and, with ``keep``, all but that many of the newest ``step_*.ckpt``."""
     old = [] if keep is None else sorted(Path(folder).glob("step_*.ckpt"), key=_age)[:-keep]
     for path in [*Path(folder).glob(".*.tmp"), *old]:
-        with suppress(OSError):
-            path.unlink()
+        _remove(path)
+
+
+def _aside(path: Path) -> Path:
+    old = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    os.replace(path, old)
+    return old
+
+
+def _make_room(path: Path) -> None:
+    """A file cannot replace a folder."""
+    if path.is_dir():
+        _remove(_aside(path))
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> list[int]:
+    crc = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return [path.stat().st_size, crc]
+
+
+def _verify_folder(folder: Path) -> None:
+    if not is_folder(folder):
+        raise ValueError(f"{folder} is damaged or no checkpoint: it has no {MANIFEST}, which is written last")
+    try:
+        listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        bad = [name for name, entry in listed.items() if not (folder / name).is_file() or _checksum(folder / name) != entry]
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+    if bad:
+        raise ValueError(f"{folder} is damaged: {bad[0]} is missing or its checksum does not match")
 
 
 def _age(path: Path) -> tuple[bool, int, int]:

@@ -30,6 +30,7 @@ keys
                          never: start at step 0; or the path of a checkpoint
   runs=FOLDER            where run folders are made (runs/)
   compile=true           torch.compile for the trained networks
+  activation_checkpointing=true    less memory for a third more computation
 flags
   --list                 all experiments
   --print[=resolved]     the composed experiment, before or after interpolation

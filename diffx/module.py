@@ -27,6 +27,7 @@ from .lr_schedules import LRSchedule
 from .parts import Parts, freeze
 from .recipes import recipe_of, recorded
 from .recipes.load import SCHEMA, load
+from .sharding import FSDP, check_strategy, shard
 from .text import Encoder, Sources, as_sources, pooled_name
 from .version import __version__
 
@@ -145,6 +146,15 @@ class DiffusionModule(Parts, ABC):
         """Positions ``(n,)`` on the schedule in (0, 1), stratified over the global batch of the current optimizer step."""
         return rng.stratified(n, slice=self._slice, device=self.device, generator=self._shared)
 
+    def alike(self, purpose: str) -> torch.Generator | None:
+        """Generator of what all ranks must draw alike, for it decides how often networks are called, and sharded ones are called together.
+
+        A function of the purpose and the optimizer step; None, the default generator, outside of a trainer.
+        """
+        if self._trainer is None:
+            return None
+        return rng.generator(self.seed, purpose, self.global_step if self.training else 0)
+
     def sampled(self, n: int, cond: Cond, draw: Callable[[tuple[int, ...], Cond, list[torch.Generator]], Tensor], *,
                 seed: int | None, shape: Sequence[int] | None, chunk: int | None) -> Tensor:  # fmt: skip
         """The border of every `sample`: checks, one generator per sample, chunks, evaluation mode, decoding.
@@ -217,6 +227,12 @@ class DiffusionModule(Parts, ABC):
         """Data-parallel rank and count: what the strategy would tell a distributed sampler, so model-parallel ranks share their draws."""
         known = self.trainer.distributed_sampler_kwargs or {"rank": 0, "num_replicas": 1}
         return known["rank"], known["num_replicas"]
+
+    def configure_model(self) -> None:
+        """Shard the networks where the strategy wants it; see `diffx.sharding` for what it refuses."""
+        check_strategy(self.trainer.strategy, self)
+        if isinstance(self.trainer.strategy, FSDP):
+            shard(self, self.trainer.strategy.device_mesh["data_parallel"], self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
         """Compare the data's shape with the module's, and begin to train: a module from a checkpoint comes in evaluation mode."""

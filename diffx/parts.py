@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any, Self
 
@@ -23,10 +24,26 @@ class Parts(L.LightningModule):
         trained: names of the sub-modules or parameters that the optimizer descends; a name that is None on the instance is skipped. Every
             other sub-module is kept in evaluation mode.
         averaged: names of those whose moving averages are kept (a subset of ``trained``).
+        takes_turns: whether some trained parts have no gradient at all in some steps, for which plain DDP would wait.
+        large: names of frozen sub-modules as large as the trained ones, e.g. a teacher, that are sharded with them.
     """
 
     trained: tuple[str, ...] = ("denoiser",)
     averaged: tuple[str, ...] = ("denoiser",)
+    takes_turns = False
+    large: tuple[str, ...] = ()
+
+    def networks(self, *names: str) -> list[nn.Module]:
+        """The networks in the named parts, those trained by default: each is entered by a call and sharded or compiled as a whole.
+
+        A part that is not entered by a call itself says in its attribute ``networks`` which of its modules are.
+        """
+        found: dict[int, nn.Module] = {}
+        for name in names or self.trained:
+            part = operator.attrgetter(name)(self)
+            if isinstance(part, nn.Module):
+                found.update((id(net), net) for net in getattr(part, "networks", (part,)))
+        return list(found.values())
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters to descend by their names in ``state_dict``."""

@@ -122,6 +122,11 @@ class VQ(nn.Module):
         self.vae, self.codebook = made, codebook
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """What of it is entered by a call, as far as the autoencoder says."""
+        return getattr(self.vae, "networks", (self.vae,))
+
+    @property
     def codebook_size(self) -> int:
         """Number of codes."""
         return self.codebook.size

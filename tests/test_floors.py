@@ -21,10 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "diffx").rglob("*.py"))
 
 FLOORS = {
-    1: "version tensors resizing batch rng files precomputed codecs codebook tokenizers media audio metrics recipes data cluster",
+    1: "version tensors dtensors resizing batch rng files folders precomputed codecs codebook tokenizers media audio metrics recipes "
+    "data cluster",
     2: "schedules weightings distances conditions masking renoising degradations text annotators augment averages lr_schedules",
     3: "denoiser experts samplers networks",
-    4: "guidance parts module asked editing cascade continuation interop",
+    4: "guidance sharding parts module asked editing cascade continuation interop",
     5: "techniques callbacks",
     6: "cli fit sample evaluate encode edit export merge submit doctor studio",
 }
@@ -157,7 +158,7 @@ def test_techniques_take_networks_as_arguments_and_share_only_their_bases():
 
 def test_callbacks_see_only_the_public_face():
     """Of a run they know the module; the rest is their tools. No networks, samplers or techniques."""
-    allowed = {"module", "media", "rng", "recipes", "callbacks", "averages", "files", "cluster", "version"}
+    allowed = {"module", "media", "rng", "recipes", "callbacks", "averages", "files", "folders", "dtensors", "cluster", "version"}
     assert not breaches(lambda a, b: room(a) == "callbacks" and room(b) and room(b) not in allowed)
 
 

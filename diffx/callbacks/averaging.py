@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 
 from ..averages import Profile
 from ..module import DiffusionModule
-from .shadows import Shadows, whole
+from .shadows import Shadows
 
 __all__ = ["Averaging", "StepWatch"]
 
@@ -80,7 +80,7 @@ class Averaging(Callback):
             return self._loaded or {}
         self._catch_up()
         assert self._module is not None
-        return {**self.shadows.state(), "buffers": {name: whole(b) for name, b in self._module.averaged_buffers().items()}}
+        return {**self.shadows.state(), "buffers": {name: b.detach() for name, b in self._module.averaged_buffers().items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the module is on its device."""

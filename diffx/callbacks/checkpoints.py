@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from .. import files
+from .. import files, folders
 from ..module import DiffusionModule
 from ..recipes import recorded
 
@@ -39,6 +39,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         if weights_only is not False and "://" not in str(path):
             files.verify(path)
+        if Path(path).is_dir():
+            return folders.read(path)
         return super().load_checkpoint(path, map_location, weights_only is not False)
 
 

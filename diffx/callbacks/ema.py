@@ -13,7 +13,6 @@ from ..averages import HalfLife, Profile
 from ..module import DiffusionModule
 from ..recipes import recorded
 from .averaging import Averaging
-from .shadows import whole
 
 __all__ = ["EMA", "find_ema"]
 
@@ -97,11 +96,8 @@ class EMA(Averaging):
         raw = {id(p): self.shadows.as_parameter(key, self._raw[key]) for key, p in self.shadows.parameters.items()}
         saved = checkpoint["state_dict"]
         for name, p in pl_module.named_parameters(remove_duplicate=False):
-            if id(p) in raw:
-                shards = hasattr(saved.get(name), "full_tensor")
-                value = raw[id(p)] if shards else whole(raw[id(p)])  # on all ranks, although only one may hold the entry
-                if name in saved:
-                    saved[name] = value
+            if id(p) in raw and name in saved:
+                saved[name] = raw[id(p)]
 
     def on_exception(self, trainer: Trainer, pl_module: DiffusionModule, exception: BaseException) -> None:
         """Give the module its raw weights back, whatever happened in validation."""

@@ -12,9 +12,9 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
 
+from ..dtensors import whole
 from ..module import DiffusionModule
 from ..recipes import recorded
-from .shadows import whole
 
 __all__ = ["Guard"]
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..averages import Profile
+from ..dtensors import is_sharded, local, placed
 
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
-
-__all__ = ["Shadows", "whole"]
+__all__ = ["Shadows"]
 
 State = dict[str, Any]
 
@@ -56,7 +54,7 @@ class Shadows:
         first = next(iter(self._locals.values()))
         sources: list[Tensor] = list(self.parameters.values())
         if not self._plain:
-            sources = [_like(_local(p), shadow) for p, shadow in zip(sources, first, strict=True)]
+            sources = [_like(local(p), shadow) for p, shadow in zip(sources, first, strict=True)]
         for name, shadows in self._locals.items():
             torch._foreach_lerp_(shadows, sources, 1 - self.pending[name])
             self.pending[name] = 1.0
@@ -66,9 +64,9 @@ class Shadows:
         with torch.inference_mode(False), torch.no_grad():
             # Made complete before the first parameter changes: when memory runs out here, the weights are still whole.
             averages = {key: _like(w, self.parameters[key]) for key, w in self.weights[name].items()}
-            raw = {key: _local(p).clone() if _sharded(p) else p.data for key, p in self.parameters.items()}
+            raw = {key: local(p).clone() if is_sharded(p) else p.data for key, p in self.parameters.items()}
             for key, p in self.parameters.items():
-                _put(p, _local(averages[key]))
+                _put(p, local(averages[key]))
         return raw
 
     def swap_out(self, raw: Mapping[str, Tensor]) -> None:
@@ -78,8 +76,8 @@ class Shadows:
                 _put(p, raw[key])
 
     def state(self) -> State:
-        """Averages (whole tensors) and counters; every rank must call it when parameters are sharded."""
-        profiles = {name: {"weights": {key: whole(w) for key, w in weights.items()}, "pending": self.pending[name]}
+        """Averages, sharded where the parameters are, and counters."""
+        profiles = {name: {"weights": dict(weights), "pending": self.pending[name]}
                     for name, weights in self.weights.items()}  # fmt: skip
         return {"profiles": profiles, "seen": self.seen, "updates": self.updates}
 
@@ -96,7 +94,7 @@ class Shadows:
                 shadow = self.weights[name][key]
                 if w.shape != shadow.shape:
                     raise ValueError(f"the average of {key} has shape {tuple(w.shape)} in the checkpoint, but {tuple(shadow.shape)} here")
-                _local(shadow).copy_(_local(_shard(w, shadow)))
+                local(shadow).copy_(local(placed(w, shadow)))
             self.pending[name] = saved["pending"]
         self.seen, self.updates = state["seen"], state["updates"]
 
@@ -114,7 +112,7 @@ class Shadows:
     def as_parameter(self, key: str, value: Tensor) -> Tensor:
         """What `swap_in` returned for a parameter, in the form of the parameter itself."""
         p = self.parameters[key]
-        if not _sharded(p):
+        if not is_sharded(p):
             return value
         from torch.distributed.tensor import DTensor
 
@@ -122,25 +120,12 @@ class Shadows:
 
     def _localise(self) -> None:
         """The tensors that the update works on, and whether the parameters can be read as they are."""
-        self._locals = {name: [_local(w) for w in weights.values()] for name, weights in self.weights.items()}
+        self._locals = {name: [local(w) for w in weights.values()] for name, weights in self.weights.items()}
         device = None if self.device is None else torch.device(self.device)
-        self._plain = all(p.dtype == torch.float32 and not _sharded(p) and device in (None, p.device) for p in self.parameters.values())
+        self._plain = all(p.dtype == torch.float32 and not is_sharded(p) and device in (None, p.device) for p in self.parameters.values())
 
     def _copy(self, p: nn.Parameter) -> Tensor:
         return p.detach().to(self.device or p.device, torch.float32, copy=True)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one (a collective call); others as they are."""
-    return tensor.full_tensor() if _sharded(tensor) else tensor.detach()
-
-
-def _sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    return hasattr(tensor, "full_tensor")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if _sharded(tensor) else tensor
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
@@ -148,18 +133,10 @@ def _like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def _put(p: nn.Parameter, value: Tensor) -> None:
-    if _sharded(p):
-        _local(p).copy_(value)
+    if is_sharded(p):
+        local(p).copy_(value)
     else:
         p.data = value
-
-
-def _shard(tensor: Tensor, like: Tensor) -> Tensor:
-    if not _sharded(like):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def _same(what: str, saved: Iterable[str], wanted: Iterable[str]) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 from lightning import Trainer
 
 from ..averages import Power, save_snapshot
+from ..dtensors import whole
 from ..module import DiffusionModule
 from ..recipes import recorded
 from .averaging import Averaging
-from .shadows import whole
 
 __all__ = ["PowerSnapshots"]
 

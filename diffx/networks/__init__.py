@@ -18,6 +18,7 @@ from .space_to_depth import SpaceToDepth
 from .token_transformer import TokenTransformer
 from .token_unet import TokenUNet
 from .unet import UNet, levels_at
+from .units import Unit, checkpoint_activations, units
 from .uvit import UViT
 from .video_unet import VideoUNet
 from .wave_unet import WaveUNet
@@ -42,9 +43,12 @@ __all__ = [
     "TokenUNet",
     "UNet",
     "UViT",
+    "Unit",
     "VideoUNet",
     "WaveUNet",
     "added_control",
     "attention_control",
+    "checkpoint_activations",
     "levels_at",
+    "units",
 ]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..recipes import recorded
 from .layers import Norm, Pointwise, Resample, zero
+from .units import Unit
 
 __all__ = ["ConvAutoencoder"]
 
@@ -64,6 +65,11 @@ class ConvAutoencoder(nn.Module):
         self.decoder = nn.Sequential(*up, *_head(widths[0], channels))
         self.initialise()
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """Its two halves, each entered by a call."""
+        return self.encoder, self.decoder
+
     @torch.no_grad()
     def initialise(self) -> None:
         """Residual branches start as the identity; everything else keeps torch's draw."""
@@ -78,7 +84,7 @@ class ConvAutoencoder(nn.Module):
         return self.decoder(z)
 
 
-class Residual(nn.Module):
+class Residual(Unit):
     """Norm-SiLU-convolution twice around a residual."""
 
     def __init__(self, cin: int, cout: int) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from .attention import CrossAttention, SelfAttention
 from .layers import Context, Norm, Pointwise, Resample
+from .units import Unit
 
 __all__ = ["Block", "BlockStyle", "ConvResample", "Place", "ResBlock", "UBody", "block_maker", "closing_layers"]
 
@@ -48,7 +49,7 @@ class BlockStyle:
             raise ValueError(f"dropout_of is 'channels' or 'elements', got {self.dropout_of!r}")
 
 
-class ResBlock(nn.Module):
+class ResBlock(Unit):
     """Norm-SiLU-conv twice around a residual, modulated by the embedding (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Args:
@@ -88,7 +89,7 @@ class ResBlock(nn.Module):
         return h if self.skip_scale == 1 else h * self.skip_scale
 
 
-class Block(nn.Module):
+class Block(Unit):
     """A residual block, then self-attention and cross-attention where a network wants them."""
 
     def __init__(self, res: nn.Module, attention: SelfAttention | None = None, cross: CrossAttention | None = None) -> None:
@@ -126,7 +127,7 @@ def block_maker(
     return block
 
 
-class ConvResample(nn.Module):
+class ConvResample(Unit):
     """Change the resolution by two with one 3x3 convolution (Ho et al. 2020): strided downwards, after nearest neighbour upwards."""
 
     def __init__(self, channels: int, mode: Literal["down", "up"]) -> None:

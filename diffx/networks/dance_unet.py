@@ -21,6 +21,7 @@ from ..conditions import Cond
 from ..recipes import recorded
 from .border import NO_COND, Conditions, check_sizes
 from .layers import zero
+from .units import Unit
 
 __all__ = ["DanceUNet"]
 
@@ -48,7 +49,7 @@ class Rate(nn.Module):
         return F.conv1d(wide, kernel, stride=2, groups=channels)
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(Unit):
     """Convolution, normalisation, GELU, twice, around a residual; ``last`` leaves the second pair out."""
 
     def __init__(self, cin: int, cmid: int, cout: int, last: bool = False) -> None:
@@ -63,7 +64,7 @@ class ConvBlock(nn.Module):
         return h + (x if self.skip is None else self.skip(x))
 
 
-class Attention(nn.Module):
+class Attention(Unit):
     """Self-attention over time with heads of 32 channels, around a residual."""
 
     def __init__(self, channels: int) -> None:

@@ -23,6 +23,7 @@ from ..recipes import recorded
 from .border import NO_COND, Conditions, check_sizes, concat_maps
 from .embedders import LabelEmbedding, VectorEmbedding, with_conditions
 from .layers import zero
+from .units import Unit
 
 __all__ = ["DiffWave"]
 
@@ -46,7 +47,7 @@ class Stretch(nn.Module):
         return x[:, 0]
 
 
-class GatedLayer(nn.Module):
+class GatedLayer(Unit):
     """One dilated convolution, gated, whose output is shared between the next layer and the result (figure 2a).
 
     Args:

@@ -29,6 +29,7 @@ from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context
 from .embedders import VectorEmbedding, sinusoid, with_conditions
 from .layers import Context, zero
 from .patches import patchify, position_table, unpatchify, waves
+from .units import Unit
 
 __all__ = ["DIT_SIZES", "DiT"]
 
@@ -256,7 +257,7 @@ class TextAttention(TokenAttention):
         return x + self.read(self.norm(x), context, grid)
 
 
-class Block(nn.Module):
+class Block(Unit):
     """Attention, text if any, and a perceptron; first and last after a modulated LayerNorm and with a gate on the way back (adaLN-Zero)."""
 
     def __init__(self, width: int, heads: int, hidden: int, layer: str, sources: Mapping[str, int]) -> None:

@@ -14,6 +14,7 @@ from .blocks import BlockStyle, ConvResample, Place, ResBlock, UBody, block_make
 from .border import Conditions
 from .layers import Context
 from .unet import UShell, blocks_per_level, check_levels, name_attention
+from .units import Unit
 
 __all__ = ["EfficientUNet"]
 
@@ -85,7 +86,7 @@ class EfficientUNet(UShell):
         self.initialise()
 
 
-class HalfResolution(nn.Module):
+class HalfResolution(Unit):
     """A U at half the resolution, and one residual block on its enlarged result beside what came in.
 
     Args:

@@ -13,6 +13,7 @@ from ..recipes import recorded
 from .border import NO_COND, Conditions
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import zero
+from .units import Unit
 
 __all__ = ["MLP"]
 
@@ -70,7 +71,7 @@ class MLP(nn.Module):
         return self.head(F.silu(self.norm(h))).view_as(x)
 
 
-class Layer(nn.Module):
+class Layer(Unit):
     """Residual layer: norm, scale and shift by the embedding, SiLU between two linear maps."""
 
     def __init__(self, width: int) -> None:

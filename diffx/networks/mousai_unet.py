@@ -20,6 +20,7 @@ from ..conditions import Cond
 from ..recipes import recorded
 from .border import NO_COND, Conditions, check_sizes, concat_maps
 from .embedders import LabelEmbedding, VectorEmbedding, with_conditions
+from .units import Unit
 
 __all__ = ["MousaiUNet"]
 
@@ -27,7 +28,7 @@ WAVES = 128
 HEADS, HEAD = 8, 64
 
 
-class Residual(nn.Module):
+class Residual(Unit):
     """GroupNorm, SiLU, convolution over 3, twice, around a residual."""
 
     def __init__(self, width: int, groups: int) -> None:
@@ -39,7 +40,7 @@ class Residual(nn.Module):
         return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
-class Modulation(nn.Module):
+class Modulation(Unit):
     """Normalise over channels, scale and shift by the embedding."""
 
     def __init__(self, width: int, emb: int) -> None:
@@ -52,7 +53,7 @@ class Modulation(nn.Module):
         return torch.addcmul(shift, normal, 1 + scale)
 
 
-class WideAttention(nn.Module):
+class WideAttention(Unit):
     """Self-attention over time with heads of fixed width, however many channels come; queries and keys have norms of their own."""
 
     def __init__(self, width: int) -> None:

@@ -21,6 +21,7 @@ from .attention import AttentionController, Site, active_controller, attend
 from .border import NO_COND, Conditions
 from .embedders import NoiseEmbedding, VectorEmbedding
 from .layers import zero
+from .units import Unit
 
 __all__ = ["PriorTransformer"]
 
@@ -93,7 +94,7 @@ class PriorTransformer(nn.Module):
         return self.head(self.norm(h[:, -1]))
 
 
-class Layer(nn.Module):
+class Layer(Unit):
     """Attention and perceptron, each behind a norm and added to what came in."""
 
     def __init__(self, width: int, heads: int, layer: str) -> None:

@@ -27,6 +27,7 @@ from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context
 from .embedders import LabelEmbedding, VectorEmbedding, sinusoid
 from .layers import zero
 from .patches import patchify, stretched, unpatchify
+from .units import Unit
 
 __all__ = ["RIN", "RIN_SIZES"]
 
@@ -210,7 +211,7 @@ class View(NamedTuple):
     control: AttentionController | None
 
 
-class Block(nn.Module):
+class Block(Unit):
     """Read, compute ``depth`` times, write; every step is an attention and a perceptron, both residual."""
 
     def __init__(self, width: int, latent_width: int, depth: int, heads: int, read_heads: int, ratio: float, write_ratio: float,

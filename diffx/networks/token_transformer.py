@@ -22,6 +22,7 @@ from ..tokenizers import check_ids
 from .attention import Site, TokenAttention, active_controller, attend
 from .border import NO_COND, Conditions, cross_context
 from .layers import Context
+from .units import Unit
 
 __all__ = ["TokenTransformer"]
 
@@ -115,7 +116,7 @@ class TokenTransformer(nn.Module):
         return torch.where(cond.visible("label"), token, self.mask)[:, None]
 
 
-class Layer(nn.Module):
+class Layer(Unit):
     """Attention, attention to text if there is any, and perceptron, each followed by a norm of the sum."""
 
     def __init__(self, width: int, heads: int, mlp: int, dropout: float, sources: Mapping[str, int], layer: str) -> None:

@@ -26,11 +26,12 @@ from .border import NO_COND, Conditions, check_sizes, concat_maps, cross_context
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
 from .layers import Context, Norm, Pointwise, zero
 from .unet import check_levels, name_attention
+from .units import Unit
 
 __all__ = ["WaveBlock", "WaveUNet"]
 
 
-class WaveBlock(nn.Module):
+class WaveBlock(Unit):
     """Norm-SiLU-convolution twice around a residual, over time.
 
     Args:
@@ -56,7 +57,7 @@ class WaveBlock(nn.Module):
         return h + (x if self.skip is None else self.skip(x))
 
 
-class Stride(nn.Module):
+class Stride(Unit):
     """Change the rate by a whole factor, and the channels, with one convolution that overlaps its neighbours by half.
 
     Args:

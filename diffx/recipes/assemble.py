@@ -10,8 +10,9 @@ from typing import Any
 from .build import build
 from .check import takes
 from .compose import Config
+from .errors import RecipeError
 from .load import read
-from .sections import CALLBACKS, LOGGERS
+from .sections import CALLBACKS, LOGGERS, STRATEGIES
 
 __all__ = ["Parts", "assemble", "seeded", "trainer_of"]
 
@@ -43,10 +44,12 @@ def assemble(config: Config, start: Path | None = None) -> Parts:
 
     rng.seed_default(config.tree.get("seed", 0), "weights")
     recipe = seeded(config, "module")
-    module = build(recipe if start is None else _survivors(recipe, read(start)[1]["diffx"]["recipe"]), at="module")
+    module = build(recipe if start is None else _survivors(recipe, read(start, tensors=False)[1]["diffx"]["recipe"]), at="module")
     data = build(seeded(config, "data"), at="data")
     callbacks = [build({"_target_": CALLBACKS.get(name), **part}, at=f"callbacks.{name}")
                  for name, part in _present(config.tree.get("callbacks"))]  # fmt: skip
+    if config.tree.get("activation_checkpointing", False):
+        forget_activations(module)
     compile_nets(module, config.tree.get("compile", False))
     return Parts(module, data, callbacks)
 
@@ -92,6 +95,8 @@ def trainer_of(config: Config, parts: Parts, folder: Path, launch: Mapping[str, 
         "logger": loggers or False,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in parts.callbacks),
     }
+    if (strategy := options.get("strategy")) in STRATEGIES:
+        options["strategy"] = build({"_target_": STRATEGIES[strategy]}, at="trainer.strategy")
     if launch:
         from lightning.pytorch.plugins.environments import SLURMEnvironment
 
@@ -99,6 +104,20 @@ def trainer_of(config: Config, parts: Parts, folder: Path, launch: Mapping[str, 
         given = options.get("plugins") or []
         options["plugins"] = [*(given if isinstance(given, list) else [given]), SLURMEnvironment(auto_requeue=False)]
     return build({"_target_": "lightning.Trainer", **options}, at="trainer")
+
+
+def forget_activations(module: Any) -> None:
+    """Let the trained networks compute their blocks again in the backward pass instead of keeping what they computed.
+
+    Raises:
+        RecipeError: they have no blocks.
+    """
+    from ..networks import checkpoint_activations
+
+    nets = module.networks()
+    if not sum(checkpoint_activations(net) for net in nets):
+        raise RecipeError(f"activation_checkpointing: {' and '.join(type(net).__name__ for net in nets)} is no stack of blocks "
+                          "(diffx.networks.Unit); train it without")  # fmt: skip
 
 
 def compile_nets(module: Any, how: bool | Mapping[str, Any]) -> None:

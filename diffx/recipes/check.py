@@ -24,6 +24,14 @@ MARKS = {"_target_", "_partial_", "_args_"}
 SEQUENCES = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable", "Collection", "set", "Set"}
 MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 PLAIN = {"bool", "int", "float", "str", "None", "Path", "PathLike", "_PATH"}
+TYPES = {
+    "seed": "int",
+    "compile": "bool | dict",
+    "activation_checkpointing": "bool",
+    "resume": "str",
+    "run": "str | int | None",
+    "runs": "str",
+}
 
 
 def check(config: Config, *, imported: bool = False) -> None:
@@ -69,7 +77,7 @@ def _sections(config: Config) -> Iterator[str]:
     trainer = config.tree.get("trainer")
     for key in sorted({*RESERVED} & {*(trainer if isinstance(trainer, Mapping) else ())}):
         yield f"trainer.{key} cannot be set {config.where(('trainer', key))}: {RESERVED[key]}"
-    for key, text in (("seed", "int"), ("compile", "bool | dict"), ("resume", "str"), ("run", "str | int | None"), ("runs", "str")):
+    for key, text in TYPES.items():
         if key in config.tree and fits(config.tree[key], text) is False:
             yield f"{key} must be {text}, got {config.tree[key]!r} {config.where((key,))}"
 

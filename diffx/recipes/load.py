@@ -53,17 +53,17 @@ def load(path: str | os.PathLike[str], weights: str = "ema", *, part: str | None
     return made.to(device)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+def read(path: str | os.PathLike[str], tensors: bool = True) -> tuple[Path, dict[str, Any]]:
     """Read a checkpoint, or the newest good one of a run folder, on the CPU, brought up to the present schema.
+
+    Without ``tensors`` the sharded ones of a checkpoint that is a folder are left out.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is damaged, no checkpoint of diffx, or of a newer diffx.
     """
-    import torch
-
     file = locate(path)
-    checkpoint = _exported(file) if _is_export(file) else torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    checkpoint = _content(file, tensors)
     about = checkpoint.get("diffx") if isinstance(checkpoint, dict) else None
     if not isinstance(about, dict) or "recipe" not in about or "state_dict" not in checkpoint:
         raise ValueError(f"{file} is no diffx checkpoint: it holds no recipe; build the module yourself and use load_state_dict")
@@ -75,8 +75,20 @@ def read(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     return file, checkpoint
 
 
+def _content(file: Path, tensors: bool) -> Any:
+    import torch
+
+    if _is_export(file):
+        return _exported(file)
+    if file.is_dir():
+        from .. import folders
+
+        return folders.read(file) if tensors else folders.rest(file)
+    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+
+
 def locate(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint file that can be read: the path itself, or the newest good one of a run folder or a folder of checkpoints.
+    """A checkpoint that can be read: the path itself, or the newest good one of a run folder or a folder of checkpoints.
 
     What `diffx.export` writes, a ``.safetensors`` file or a pipeline folder, counts as a checkpoint.
 
@@ -91,7 +103,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
         return file / EXPORT
     if _is_export(file) and file.is_file():
         return file
-    if not file.is_dir():
+    if not file.is_dir() or file.suffix == ".ckpt" or files.is_folder(file):
         files.verify(file)
         return file
     inside = file / "checkpoints" if (file / "checkpoints").is_dir() else file

@@ -149,7 +149,7 @@ def resume_from(config: Config, folder: Path) -> Path | None:
         named = Path(wanted)
         if not named.exists():
             raise RecipeError(f"resume={wanted}: there is no such file; it takes auto, last, never or the path of a checkpoint")
-        if named.is_file():
+        if named.is_file() or files.is_folder(named):
             files.verify(named)
             return named
         folder = named

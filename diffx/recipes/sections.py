@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BUILT", "CALLBACKS", "LOGGERS", "RESERVED", "SECTIONS", "TRAINER"]
+__all__ = ["BUILT", "CALLBACKS", "LOGGERS", "RESERVED", "SECTIONS", "STRATEGIES", "TRAINER"]
 
 SECTIONS = {
     "description": "one line for --list",
@@ -14,6 +14,7 @@ SECTIONS = {
     "logger": "name -> logger; null removes one",
     "seed": "of initial weights; also of module and data where they take one",
     "compile": "true, or arguments of torch.compile: compiles the trained networks",
+    "activation_checkpointing": "true: the trained networks compute their blocks again in the backward pass, for less memory",
     "small": "what small=true changes, to try an experiment in seconds",
     "claim": "what a finished run must reach",
     "experiment": "the name, in the configuration of a run folder",
@@ -39,6 +40,7 @@ CALLBACKS = {
     "samples": "diffx.callbacks.SampleLogger",
     "throughput": "diffx.callbacks.Throughput",
 }
+STRATEGIES = {"fsdp": "diffx.FSDP"}  # Lightning's own strategy of this name is the older FSDP
 LOGGERS = {
     "csv": "lightning.pytorch.loggers.CSVLogger",
     "mlflow": "lightning.pytorch.loggers.MLFlowLogger",

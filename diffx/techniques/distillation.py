@@ -52,6 +52,8 @@ class Distillation(Gaussian):
             weights; shape or codec differ from the teacher's; an empty range of scales, or one that the student is not told.
     """
 
+    large = ("teacher",)
+
     def __init__(
         self,
         teacher: Denoiser | Gaussian,

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..conditions import Cond
@@ -38,6 +37,16 @@ def matching_loss(made: Tensor, gap: Tensor, real: Tensor) -> Tensor:
     """
     scale = mean_flat((made - real).abs()).clamp(min=1e-6).detach()
     return mean_flat((made - (made - gap / expand(scale, gap)).detach()).square()) / 2
+
+
+def _told_real(discriminator: nn.Module, features: Tensor) -> Tensor:
+    """How far a discriminator is from calling features real, (B,), with a gradient in the features and in none of its own weights."""
+    if not features.requires_grad:
+        return mean_flat(F.softplus(-discriminator(features)))
+    held = features.detach().requires_grad_()
+    loss = mean_flat(F.softplus(-discriminator(held)))
+    (slope,) = torch.autograd.grad(loss.sum(), held)
+    return loss.detach() + (slope * (features - held.detach())).flatten(1).sum(1)
 
 
 class Tap:
@@ -126,6 +135,7 @@ class DMD(Distillation):
     """
 
     trained = ("denoiser", "fake_score", "discriminator")
+    takes_turns = True
 
     def __init__(
         self,
@@ -179,7 +189,7 @@ class DMD(Distillation):
     @torch.no_grad()
     def state(self, like: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
         """What the student sees at one of its levels, drawn for the batch: noise, or its own sample noised again; and that level (B,)."""
-        last = int(torch.randint(len(self.levels), ()))
+        last = int(torch.randint(len(self.levels), (), generator=self.alike("level")))
         state, level = self.levels[0] * torch.randn_like(like), like.new_full((len(like),), self.levels[0])
         for sigma in self.levels[1 : last + 1]:
             state = self.denoiser(state, level, cond) + sigma * torch.randn_like(like)
@@ -200,8 +210,7 @@ class DMD(Distillation):
         gap, real, features = self.gap(noised(made, sigma), sigma, cond)
         parts = {"matching": matching_loss(made, gap, real)}
         if self.discriminator is not None and features is not None:
-            held = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-            parts["adversarial"] = mean_flat(F.softplus(-functional_call(self.discriminator, held, (features,))))
+            parts["adversarial"] = _told_real(self.discriminator, features)
         return parts
 
     def _critics(self, x: Tensor, made: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:

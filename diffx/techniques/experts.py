@@ -41,6 +41,7 @@ class NoiseBandExperts(EDM):
         ValueError: tau outside [0, 1].
     """
 
+    takes_turns = True
     denoiser: Experts
 
     def __init__(self, denoiser: Experts, *, tau: float = 0.5, **options: Any) -> None:
@@ -61,14 +62,6 @@ class NoiseBandExperts(EDM):
         if self._shared is None:
             return super().levels(n)
         return self.denoiser.bands[self.expert(self.global_step)].sigma(self.positions(n))
-
-    def on_fit_start(self) -> None:
-        """Refuse a strategy that waits for the gradients of idle experts."""
-        super().on_fit_start()
-        options = getattr(self.trainer.strategy, "_ddp_kwargs", None)
-        if options is not None and not options.get("find_unused_parameters"):
-            raise ValueError("experts that are not trained in a step have no gradients, which plain DDP waits for; "
-                             "use trainer.strategy=ddp_find_unused_parameters_true")  # fmt: skip
 
 
 @recorded

@@ -131,7 +131,8 @@ class MeanFlow(Gaussian):
         r, t = self.times(len(x), u)
         noise = torch.randn_like(x)
         z, velocity = torch.lerp(x, noise, expand(t, x)), noise - x
-        k = int(self.spans * len(x) + torch.rand(()))  # rows are interchangeable; rounding at random keeps the share in small batches
+        # rows are interchangeable; rounding at random keeps the share in small batches
+        k = int(self.spans * len(x) + torch.rand((), generator=self.alike("spans")))
         r = torch.where(torch.arange(len(x), device=r.device) < k, r, t)
         target = velocity
         if k:

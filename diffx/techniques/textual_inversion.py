@@ -43,6 +43,7 @@ class TextualInversion(EDM):
 
     trained = ("text",)
     averaged = ("text",)
+    large = ("denoiser",)
 
     def __init__(
         self,

@@ -65,6 +65,11 @@ class Sources(nn.ModuleDict):
         """The encoders by the name of their source."""
         return {name: encoder for name, encoder in self.items() if isinstance(encoder, Encoder)}
 
+    @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The encoders: each is entered by a call."""
+        return tuple(self.encoders.values())
+
     def attach(self, net: nn.Module) -> None:
         """Compare the sources with what a network takes, and let the null policy act on it.
 

@@ -134,7 +134,7 @@ def test_plain_ddp_is_refused(tmp_path):
     module = experts()
     module._trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", strategy=DDPStrategy(), devices=1, logger=False)
     with pytest.raises(ValueError, match="ddp_find_unused_parameters_true"):
-        module.on_fit_start()
+        module.configure_model()
 
 
 def test_the_tree_of_the_paper():
