@@ -9,6 +9,8 @@ from typing import Any, Self
 import lightning as L
 from torch import Tensor, nn
 
+from .networks.units import checkpoint_activations
+
 __all__ = ["Parts", "freeze"]
 
 
@@ -44,6 +46,17 @@ class Parts(L.LightningModule):
             if isinstance(part, nn.Module):
                 found.update((id(net), net) for net in getattr(part, "networks", (part,)))
         return list(found.values())
+
+    def checkpoint_activations(self) -> None:
+        """Let the trained networks compute their blocks again in the backward pass; see `diffx.networks.checkpoint_activations`.
+
+        Raises:
+            ValueError: they have no blocks.
+        """
+        nets = self.networks()
+        if not sum(checkpoint_activations(net) for net in nets):
+            raise ValueError(f"{' and '.join(type(net).__name__ for net in nets)} is no stack of blocks (diffx.networks.Unit); train "
+                             "it without")  # fmt: skip
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters to descend by their names in ``state_dict``."""

@@ -49,7 +49,7 @@ def assemble(config: Config, start: Path | None = None) -> Parts:
     callbacks = [build({"_target_": CALLBACKS.get(name), **part}, at=f"callbacks.{name}")
                  for name, part in _present(config.tree.get("callbacks"))]  # fmt: skip
     if config.tree.get("activation_checkpointing", False):
-        forget_activations(module)
+        _forget_activations(module)
     compile_nets(module, config.tree.get("compile", False))
     return Parts(module, data, callbacks)
 
@@ -106,18 +106,11 @@ def trainer_of(config: Config, parts: Parts, folder: Path, launch: Mapping[str, 
     return build({"_target_": "lightning.Trainer", **options}, at="trainer")
 
 
-def forget_activations(module: Any) -> None:
-    """Let the trained networks compute their blocks again in the backward pass instead of keeping what they computed.
-
-    Raises:
-        RecipeError: they have no blocks.
-    """
-    from ..networks import checkpoint_activations
-
-    nets = module.networks()
-    if not sum(checkpoint_activations(net) for net in nets):
-        raise RecipeError(f"activation_checkpointing: {' and '.join(type(net).__name__ for net in nets)} is no stack of blocks "
-                          "(diffx.networks.Unit); train it without")  # fmt: skip
+def _forget_activations(module: Any) -> None:
+    try:
+        module.checkpoint_activations()
+    except ValueError as error:
+        raise RecipeError(f"activation_checkpointing: {error}") from error
 
 
 def compile_nets(module: Any, how: bool | Mapping[str, Any]) -> None:

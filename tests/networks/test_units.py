@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from network_list import NETWORKS, output
 
+from diffx import EDM, Denoiser, fit
 from diffx.networks import DiT, TokenTransformer, UNet, checkpoint_activations, units
 
 
@@ -63,6 +66,18 @@ def test_less_is_kept():
         before = kept(net, (x, noise))
         checkpoint_activations(net)
         assert kept(net, (x, noise)) < limit * before, type(net).__name__
+
+
+def test_the_switch_of_an_experiment(tmp_path, capsys):
+    words = ["experiment=digits/edm", "small=true", f"runs={tmp_path}", "activation_checkpointing=true"]
+    assert fit.main([*words, "--check"]) == 0
+    assert fit.main([*words[:-1], "activation_checkpointing=2", "--check"]) == 2
+    assert "activation_checkpointing must be bool" in capsys.readouterr().err
+    module = EDM(Denoiser(UNet(3, width=16, mults=(1,), blocks=1)), shape=(3, 8, 8))
+    module.checkpoint_activations()
+    assert all(isinstance(unit.forward, functools.partial) for unit in units(module.denoiser.net))
+    with pytest.raises(ValueError, match="Linear is no stack of blocks"):
+        EDM(Denoiser(torch.nn.Linear(2, 2)), shape=(2,)).checkpoint_activations()
 
 
 def test_nothing_is_computed_twice_without_gradients():
