@@ -8,10 +8,11 @@ EXPERIMENT ?= digits/edm
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(VENV)/.peers
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow test-slurm test-studio lint type docs bench faults distillation objectives conditioning editing results clean
+.PHONY: help install fit test test-fast test-slow test-slurm test-studio lint type docs bench bench-full faults distillation objectives conditioning editing results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
@@ -52,8 +53,11 @@ docs: $(STAMP) ## build the pages into docs/_build/html, warnings are errors; th
 	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
 	@echo "docs/_build/html/index.html"
 
-bench: $(STAMP) ## time a training step of our U-Net beside diffusers' (the same job for both, interleaved)
-	$(BIN)/python -m benchmarks.unet_step $(ARGS)
+bench: $(STAMP) ## time steps, samplers, averages and data beside the peers that are installed (a selection; minutes)
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed $(ARGS)
+
+bench-full: $(PEERS) ## the same with all peers of the package index, every row; writes docs/performance/ and the tables of docs/performance.md
+	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed --full $(ARGS)
 
 faults: $(STAMP) ## kill, damage, starve and spoil small runs, write the table of docs/reliability.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.faults $(ARGS)
@@ -100,4 +104,10 @@ $(STAMP): setup.cfg pyproject.toml | $(BIN)/uv
 	@start=$$SECONDS; \
 	$(BIN)/uv pip install --python $(BIN)/python --link-mode hardlink --compile-bytecode --editable '.[dev,docs]'; \
 	echo "ready after $$((SECONDS - start)) s"
+	@touch $@
+
+# k-diffusion alone and without its dependencies: of them only the solvers that its sampling module imports are needed.
+$(PEERS): setup.cfg | $(STAMP)
+	@$(BIN)/uv pip install --python $(BIN)/python --link-mode hardlink --editable '.[bench]'
+	@$(BIN)/uv pip install --python $(BIN)/python --no-deps k-diffusion
 	@touch $@

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .recipes import recorded
+from .tensors import handed
 
 __all__ = ["AugmentPipe"]
 
@@ -60,10 +61,10 @@ class AugmentPipe:
         b = len(x)
 
         def uniform() -> Tensor:
-            return torch.rand(b, generator=generator).to(x.device)
+            return handed(torch.rand(b, generator=generator), x.device)
 
         def normal() -> Tensor:
-            return torch.randn(b, generator=generator).to(x.device)
+            return handed(torch.randn(b, generator=generator), x.device)
 
         def chosen(rate: float) -> Tensor:
             return (uniform() < rate).float()
@@ -106,7 +107,7 @@ def _resample(x: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
     fine = fine[..., 2 * min(pad, h - 1) :, 2 * min(pad, w - 1) :][..., : 2 * h, : 2 * w]
     ys, xs = (torch.arange(-2 * pad, 2 * (side + pad), device=x.device, dtype=x.dtype) * 0.5 + 0.25 - side / 2 for side in (h, w))
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1)  # (2(H + 2 pad), 2(W + 2 pad), 2), pixels around the centre
-    size = torch.tensor([w, h], device=x.device, dtype=x.dtype)
+    size = handed(torch.tensor([w, h], dtype=x.dtype), x.device)
     turned = torch.einsum("bij,hwj->bhwi", inverse.to(x.dtype), grid - LAG) + LAG
     at = turned - torch.einsum("bij,bj->bi", inverse, shift * size)[:, None, None]
     warped = F.grid_sample(fine, at / (size / 2), mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -114,7 +115,7 @@ def _resample(x: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
 
 
 def _filters(x: Tensor, flipped: bool) -> list[Tensor]:
-    taps = torch.tensor(SYM6, dtype=x.dtype, device=x.device)
+    taps = handed(torch.tensor(SYM6, dtype=x.dtype), x.device)
     taps = taps.flip(0) if flipped else taps
     return [taps.view(1, 1, -1, 1).expand(x.shape[1], 1, -1, 1), taps.view(1, 1, 1, -1).expand(x.shape[1], 1, 1, -1)]
 

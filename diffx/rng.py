@@ -17,7 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .tensors import expand
+from .tensors import expand, handed
 
 __all__ = [
     "STRIDE", "Generators", "forked", "generator", "key", "noised", "permutation", "rand", "randn", "sample_generators", "seed_default",
@@ -95,10 +95,10 @@ def _draw(fn, shape, generator, device, dtype) -> Tensor:
     if generator is None:
         return fn(*shape, device=device, dtype=dtype)
     if isinstance(generator, torch.Generator):
-        return fn(*shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+        return handed(fn(*shape, generator=generator, device=generator.device, dtype=dtype), device)
     if len(generator) != shape[0]:
         raise ValueError(f"one generator per sample: got {len(generator)} generators for a batch of {shape[0]}")
-    return torch.stack([fn(*shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]).to(device)
+    return handed(torch.stack([fn(*shape[1:], generator=g, device=g.device, dtype=dtype) for g in generator]), device)
 
 
 def stratified(n: int, *, slice: tuple[int, int] = (0, 1), device: torch.device | str | None = None,
@@ -118,7 +118,7 @@ def stratified(n: int, *, slice: tuple[int, int] = (0, 1), device: torch.device 
     order = torch.randperm(total, generator=generator)
     jitter = torch.rand(total, generator=generator, dtype=torch.float64)
     u = ((order + jitter) / total)[index * n : (index + 1) * n]
-    return u.float().clamp(1e-7, 1 - 1e-7).to(device)
+    return handed(u.float().clamp(1e-7, 1 - 1e-7), device)
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:

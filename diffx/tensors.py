@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["expand", "mean_flat", "psnr", "sinusoid", "slerp"]
+__all__ = ["expand", "felt_by", "handed", "mean_flat", "psnr", "sinusoid", "slerp"]
 
 
 def expand(scalar: Tensor, like: Tensor) -> Tensor:
     """View a per-sample scalar ``(B,)`` as ``(B, 1, ..., 1)`` so that it broadcasts against ``like`` ``(B, *)``."""
     return scalar.view(-1, *(1,) * (like.ndim - 1))
+
+
+def felt_by(x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """``loss(x)`` ``(B,)`` with its gradient in ``x`` ``(B, *)`` and in nothing else that ``loss`` uses, such as the weights of a critic.
+
+    Networks in it are entered by a call as always, so that sharded ones are gathered. The gradient is that at ``x`` as it is: there is no
+    second derivative.
+    """
+    if not x.requires_grad:
+        return loss(x).detach()
+    held = x.detach().requires_grad_()
+    value = loss(held)
+    (slope,) = torch.autograd.grad(value.sum(), held)
+    return value.detach() + (slope * (x - held.detach())).flatten(1).sum(1)
+
+
+def handed(values: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
+    """``values`` on ``device``, in ``dtype`` if given. What comes from the processor is handed over without waiting for an accelerator."""
+    return values.to(device=device, dtype=dtype or values.dtype, non_blocking=values.device.type == "cpu")
 
 
 def mean_flat(x: Tensor) -> Tensor:

@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import conditioning, distillation, objectives, pages
-from benchmarks.harness import Subject, compare, report, training_step
+from benchmarks import conditioning, distillation, gpu_half_hour, objectives, pages
+from benchmarks.harness import PLAIN, Subject, compare, paired, peak_memory, report, training_step
+from benchmarks.speed import curves
+from benchmarks.speed.__main__ import ROWS, goals_table, subjects_table
+from benchmarks.speed.rows import Goal, Row
 from benchmarks.training import Run
 from diffx.recipes.build import build
 from diffx.recipes.check import check
@@ -30,6 +33,56 @@ def test_a_training_step_trains():
     subject = training_step("linear", net, lambda m: m(torch.ones(2, 3)).square().mean())
     subject.call()
     assert subject.parameters == 4 and not torch.equal(net.weight, before) and net.weight.grad is None
+
+
+def test_the_peak_is_what_is_held_at_once():
+    a = torch.ones(1000)
+    assert peak_memory(lambda: [a + 1 for _ in range(3)]) >= 12_000  # held together by the list
+    assert 4_000 <= peak_memory(lambda: [(a + 1, None)[1] for _ in range(3)]) < 12_000  # one after the other
+
+
+def test_a_ratio_is_of_the_same_round_and_per_operation_where_asked():
+    ours, peer = ({"ms_of_rounds": times, "gflop": work} for times, work in (([1.0, 4.0, 3.0], 2.0), ([2.0, 8.0, 6.0], 4.0)))
+    assert paired(ours, peer) == [0.5, 0.5, 0.5] and paired(ours, peer, per_flop=True) == [1.0, 1.0, 1.0]
+
+
+def test_a_peer_that_is_not_installed_is_named_and_the_rest_is_measured():
+    def absent():
+        import no_such_package_for_benchmarks  # noqa: F401
+
+    a = torch.randn(64, 64)
+    makers = {"there": lambda: Subject("there", lambda: a @ a), "absent": absent, "ours": lambda: Subject("ours", lambda: a @ a)}
+    goals = (Goal("ours", "there", 100.0), Goal("ours", "absent", 1.0))
+    outcome = Row("row", "A row", lambda setting: makers, goals).run(PLAIN, 3)
+    assert outcome["missing"] == {"absent": "no_such_package_for_benchmarks is not installed"}
+    assert [result["name"] for result in outcome["results"]] == ["there", "ours"]
+    lines = goals_table({"row": {"title": "A row", **outcome}}).splitlines()
+    assert lines[2].endswith("| yes |") and lines[3].split(" | ")[3] == "not installed"
+    assert "no_such_package" in subjects_table({"row": {"title": "A row", **outcome}})
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if name != "jpeg"])
+def test_goals_name_subjects_of_their_row(name):
+    subjects = set(ROWS[name].make(PLAIN))
+    assert {side for goal in ROWS[name].goals for side in (goal.ours, goal.peer)} <= subjects
+
+
+def test_the_exponent_of_a_power_law_is_found():
+    assert curves.exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_a_book_does_each_item_once_goes_on_after_errors_and_stops_in_time(tmp_path):
+    done = []
+
+    def items(*names):
+        for name in names:
+            yield name, lambda name=name: done.append(name) or 1 / (name != "wrong")
+
+    book = gpu_half_hour.Book(tmp_path / "new" / "results.json")
+    assert book.work(items("a", "wrong", "b"), 60) and done == ["a", "wrong", "b"]
+    again = gpu_half_hour.Book(tmp_path / "new" / "results.json")
+    assert again.work(items("a", "wrong", "b"), 60) and not again.work(items("a", "c"), -1) and len(done) == 3
+    assert again.entries["a"]["result"] == 1.0 and again.entries["wrong"]["error"].startswith("ZeroDivisionError")
 
 
 def test_a_program_fills_its_places_of_a_page_and_no_others(tmp_path, monkeypatch):

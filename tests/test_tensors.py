@@ -1,9 +1,9 @@
-"""Arcs between noises."""
+"""Arcs between noises, and losses that one thing alone feels."""
 
 import pytest
 import torch
 
-from diffx.tensors import slerp
+from diffx.tensors import felt_by, slerp
 
 
 def test_the_arc_keeps_unit_noise_and_its_ends():
@@ -22,3 +22,19 @@ def test_in_the_plane_it_is_a_rotation():
     torch.testing.assert_close(slerp(a, a * 1.5, 0.5), a * 1.25)
     with pytest.raises(ValueError, match="one shape"):
         slerp(a, b[:1], 0.5)
+
+
+def test_a_loss_is_felt_by_one_thing_alone():
+    weight = torch.randn(3, 5, requires_grad=True)
+    x = torch.randn(4, 5, requires_grad=True)
+
+    def loss(y):
+        return (y @ weight.T).tanh().square().sum(1)
+
+    plain = loss(x)
+    (wanted,) = torch.autograd.grad(plain.sum(), x)
+    felt = felt_by(x, loss)
+    torch.testing.assert_close(felt, plain)
+    felt.sum().backward()
+    torch.testing.assert_close(x.grad, wanted)
+    assert weight.grad is None and not felt_by(x.detach(), loss).requires_grad

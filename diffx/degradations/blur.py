@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import recorded
-from ..tensors import expand
+from ..tensors import expand, handed
 from .degradation import Degradation, Parameters
 
 __all__ = ["Blur"]
@@ -60,7 +60,7 @@ class Blur(Degradation):
         full = full if self.border == "circular" else torch.cat([full, full.flip(-2)], -2)
         rows, columns = torch.fft.fftfreq(full.shape[-2], device=x.device), torch.fft.rfftfreq(full.shape[-1], device=x.device)
         square = (2 * torch.pi) ** 2 * (rows[:, None] ** 2 + columns**2)
-        variance = self.variances().to(x)[level.to(x.device)]
+        variance = handed(self.variances(), x.device, x.dtype)[handed(level, x.device)]
         transfer = torch.exp(-0.5 * expand(variance, x) * square)
         blurred = torch.fft.irfft2(torch.fft.rfft2(full) * transfer, s=full.shape[-2:])[..., :height, :width]
         return torch.where(expand(level == 0, x), x, blurred)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import rng
 from ..recipes import recorded
-from ..tensors import expand
+from ..tensors import expand, handed
 from .degradation import Degradation, Parameters
 
 __all__ = ["GaussianMask"]
@@ -43,7 +43,7 @@ class GaussianMask(Degradation):
 
     def parameters(self, x: Tensor, generator: rng.Generators = None) -> Parameters:
         """The middle of the hole of each sample, ``"middle"`` (B, 2): row and column in pixels."""
-        size = torch.tensor(x.shape[-2:], dtype=x.dtype, device=x.device)
+        size = handed(torch.tensor(x.shape[-2:], dtype=x.dtype), x.device)
         if self.centred:
             return {"middle": ((size - 1) / 2).expand(len(x), 2)}
         return {"middle": (rng.rand((len(x), 2), generator, device=x.device).to(x.dtype) * size).floor()}

@@ -63,9 +63,8 @@ class GaussianStart(nn.Module):
         flat, law = _of_all_ranks(flat), _of_all_ranks(law)
         self.count.index_add_(0, law, torch.ones_like(flat[:, 0]))
         self.total.index_add_(0, law, flat)
-        for k in law.unique():
-            rows = flat[law == k]
-            self.square[k] += rows.T @ rows
+        for k in range(len(self.count)):  # classes that are not there add zeros, and nobody has to be asked which those are
+            self.square[k] += (flat * (law == k)[:, None]).T @ flat
 
     def draw(self, n: int, label: Tensor | None, generator: rng.Generators = None) -> Tensor:
         """Draw ``n`` pictures ``(n, C, H, W)`` of the classes ``label`` (n,); without it, of the law that fits all classes together.

@@ -14,6 +14,7 @@ from ..denoiser import Denoiser
 from ..networks.attention import AttentionController, Site
 from ..networks.control import key_mask, picture_queries
 from ..recipes import recorded
+from ..tensors import handed
 from .controlled import ControlledDenoiser
 
 __all__ = ["BoostedDenoiser", "KeyWordBoost"]
@@ -95,5 +96,5 @@ class _Booster(AttentionController):
         if name not in self._masks:
             mask = key_mask(self.spans, site, keys)
             mask = mask & picture_queries(site, queries)[:, None] if site.kind == "joint" else mask
-            self._masks[name] = mask.to(scores.device)
+            self._masks[name] = handed(mask, scores.device)
         return self._masks[name]

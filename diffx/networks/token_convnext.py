@@ -26,6 +26,7 @@ from .attention import Site, active_controller, attend
 from .border import NO_COND, Conditions
 from .embedders import sinusoid
 from .layers import Context, Pointwise
+from .units import Unit
 
 __all__ = ["TokenConvNeXt"]
 
@@ -176,7 +177,7 @@ class TokenConvNeXt(nn.Module):
         return {name: _norm(value.to(dtype)) for name, value in told.items()}, torch.cat(masks, 1) if masks else None
 
 
-class ConvNeXtBlock(nn.Module):
+class ConvNeXtBlock(Unit):
     """Convolution block, modulation by the share of random tokens, attention to map and conditions where there are heads.
 
     Args:

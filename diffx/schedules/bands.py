@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import recorded
+from ..tensors import handed
 from .schedule import Schedule
 from .sigma import LogNormal
 from .table import Table
@@ -145,7 +146,7 @@ class Bands:
 
     def index(self, sigma: Tensor) -> Tensor:
         """Band of each level, int64 of the same shape. An edge belongs to the noisier side; levels beyond the ends to the end bands."""
-        return torch.bucketize(sigma, torch.tensor(self.sigmas, dtype=sigma.dtype, device=sigma.device), right=True)
+        return torch.bucketize(sigma, handed(torch.tensor(self.sigmas, dtype=sigma.dtype), sigma.device), right=True)
 
 
 def node(level: int, index: int, base: Schedule = LogNormal()) -> Band:

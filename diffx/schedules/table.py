@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..recipes import recorded
+from ..tensors import handed
 from .schedule import Schedule
 
 __all__ = ["DDPM", "DDPMCosine", "Levels", "Table"]
@@ -42,14 +43,14 @@ class Table(Schedule):
         return (self.u(sigma.double()) * len(self.table) - 1).to(sigma.dtype)
 
     def _sigma(self, u: Tensor) -> Tensor:
-        knots = self.table.to(u.device).log()
+        knots = handed(self.table, u.device).log()
         place = (u * len(knots) - 1).clamp(0, len(knots) - 1)
         below = place.floor().long().clamp(max=max(len(knots) - 2, 0))
         above = (below + 1).clamp(max=len(knots) - 1)
         return torch.lerp(knots[below], knots[above], place - below).exp()
 
     def _u(self, sigma: Tensor) -> Tensor:
-        knots, wanted = self.table.to(sigma.device).log(), sigma.log()
+        knots, wanted = handed(self.table, sigma.device).log(), sigma.log()
         below = (torch.searchsorted(knots, wanted, right=True) - 1).clamp(0, max(len(knots) - 2, 0))
         above = (below + 1).clamp(max=len(knots) - 1)
         gap = knots[above] - knots[below]

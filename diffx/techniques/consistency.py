@@ -137,7 +137,7 @@ class ConsistencyDistillation(Distillation):
         answer = self.denoiser(x, t, cond)
         rng.seed_default(masks)
         apart = distance(answer, self._target(below, r, cond), self.huber)
-        return {"loss": apart / (t - r), "distance": apart, "stage": torch.tensor(float(stage), device=t.device)}
+        return {"loss": apart / (t - r), "distance": apart, "stage": torch.full((), float(stage), device=t.device)}
 
     @torch.no_grad()
     def _solved(self, solver: Sampler, x: Tensor, t: Tensor, r: Tensor, cond: Cond) -> Tensor:

@@ -18,7 +18,7 @@ from ..recipes import recorded
 from ..rng import noised
 from ..samplers import Heun, LearnedAncestral, Sampler
 from ..schedules import DDPM, Flow, Schedule, Table
-from ..tensors import expand, mean_flat
+from ..tensors import expand, handed, mean_flat
 from .edm import EDM
 
 __all__ = ["DiTDiffusion", "LearnedRange"]
@@ -47,7 +47,7 @@ class LearnedRange:
 
     def sigma(self, index: Tensor) -> Tensor:
         """Levels (B,) float32 of timesteps ``index`` (B,)."""
-        return self.table.table.float().to(index.device)[index]
+        return handed(self.table.table.float(), index.device)[index]
 
     def log_variance(self, share: Tensor, index: Tensor) -> Tensor:
         """Log-variance (B, *) of the step from timesteps ``index`` (B,) with v = ``share`` (B, *), of the variance-preserving state."""
@@ -74,7 +74,7 @@ class LearnedRange:
 
     def _steps(self, index: Tensor, like: Tensor) -> list[Tensor]:
         """Log beta~, log(beta / beta~) and w^2 / beta~ of the steps from ``index``; w is the weight of x0 in the mean of the posterior."""
-        return [expand(column[index], like) for column in self._columns.to(index.device, like.dtype)]
+        return [expand(column[index], like) for column in handed(self._columns, index.device, like.dtype)]
 
     @cached_property
     def _columns(self) -> Tensor:

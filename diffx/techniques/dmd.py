@@ -18,7 +18,7 @@ from ..recipes import recorded
 from ..rng import noised
 from ..samplers import MultiStep, Sampler
 from ..schedules import Levels
-from ..tensors import expand, mean_flat
+from ..tensors import expand, felt_by, mean_flat
 from .distillation import Distillation
 from .gaussian import Gaussian
 
@@ -37,16 +37,6 @@ def matching_loss(made: Tensor, gap: Tensor, real: Tensor) -> Tensor:
     """
     scale = mean_flat((made - real).abs()).clamp(min=1e-6).detach()
     return mean_flat((made - (made - gap / expand(scale, gap)).detach()).square()) / 2
-
-
-def _told_real(discriminator: nn.Module, features: Tensor) -> Tensor:
-    """How far a discriminator is from calling features real, (B,), with a gradient in the features and in none of its own weights."""
-    if not features.requires_grad:
-        return mean_flat(F.softplus(-discriminator(features)))
-    held = features.detach().requires_grad_()
-    loss = mean_flat(F.softplus(-discriminator(held)))
-    (slope,) = torch.autograd.grad(loss.sum(), held)
-    return loss.detach() + (slope * (features - held.detach())).flatten(1).sum(1)
 
 
 class Tap:
@@ -210,7 +200,8 @@ class DMD(Distillation):
         gap, real, features = self.gap(noised(made, sigma), sigma, cond)
         parts = {"matching": matching_loss(made, gap, real)}
         if self.discriminator is not None and features is not None:
-            parts["adversarial"] = _told_real(self.discriminator, features)
+            told_real = self.discriminator
+            parts["adversarial"] = felt_by(features, lambda held: mean_flat(F.softplus(-told_real(held))))
         return parts
 
     def _critics(self, x: Tensor, made: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from ..conditions import Cond
 from ..module import Batch, DiffusionModule, freeze
-from ..tensors import mean_flat
+from ..tensors import felt_by, mean_flat
 
 __all__ = ["FirstStage", "balance"]
 
@@ -87,8 +86,8 @@ class FirstStage(DiffusionModule):
         if self.critic is None or not (self.training and torch.is_grad_enabled()):
             return found
         if self._trainer is None or self.global_step >= self.adversarial_from:
-            held = {name: value.detach() for name, value in self.critic.named_parameters()}
-            found["fooling"] = -mean_flat(functional_call(self.critic, held, (y,)))
+            critic = self.critic
+            found["fooling"] = felt_by(y, lambda held: -mean_flat(critic(held)))
             weight = self.adversarial_weight * balance(found["loss"], found["fooling"], y)
             found["loss"] = found["loss"] + weight * found["fooling"]
         found["telling"] = 0.5 * mean_flat(F.relu(1 - self.critic(x))) + 0.5 * mean_flat(F.relu(1 + self.critic(y.detach())))

@@ -14,6 +14,7 @@ from ..denoiser import Denoiser
 from ..guidance import Guide, PictureAndText
 from ..module import Batch
 from ..samplers import Sampler
+from ..tensors import handed
 from .edm import EDM
 
 __all__ = ["SOURCE", "InstructPix2Pix"]
@@ -75,7 +76,7 @@ class InstructPix2Pix(EDM):
 
     def hide(self, cond: Cond) -> Cond:
         """One draw per sample decides what is hidden: the text, both, the picture, or nothing."""
-        place = rng.rand((len(cond),)).to(self.device)
+        place = handed(rng.rand((len(cond),)), self.device)
         text, picture = place >= 2 * self.hidden, (place < self.hidden) | (place >= 3 * self.hidden)
         return replace(cond, keep={**cond.keep, **dict.fromkeys(cond.names, text), SOURCE: picture})
 

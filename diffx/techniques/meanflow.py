@@ -18,7 +18,7 @@ from ..module import Batch
 from ..recipes import recorded
 from ..samplers import Sampler
 from ..schedules import LogNormal, Schedule
-from ..tensors import expand, mean_flat
+from ..tensors import expand, handed, mean_flat
 from .gaussian import Gaussian
 
 __all__ = ["Jumps", "MeanFlow", "average_target", "total_derivative"]
@@ -146,7 +146,7 @@ class MeanFlow(Gaussian):
     def times(self, n: int, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Times r <= t, each ``(n,)``; u fixes t."""
         first = self.schedule.sigma(self.positions(n) if u is None else u)
-        other = self.second.sigma(rng.rand((n,)).to(first))
+        other = self.second.sigma(handed(rng.rand((n,)), first.device, first.dtype))
         high, low = (first, torch.minimum(first, other)) if u is not None else (torch.maximum(first, other), torch.minimum(first, other))
         return low / (1 + low), high / (1 + high)
 

@@ -18,7 +18,7 @@ from ..rng import noised
 from ..samplers import Euler
 from ..samplers.sampler import lerp
 from ..schedules import Schedule, Tangent
-from ..tensors import mean_flat
+from ..tensors import handed, mean_flat
 from ..weightings import TruncatedSNR, Weighting
 from .distillation import Distillation
 from .gaussian import Gaussian
@@ -108,7 +108,7 @@ class ProgressiveDistillation(Distillation):
 
         With ``stride=2`` the student's last jump is one of the teacher's; then b = a.
         """
-        n, grid = self.steps, self._grid.to(u.device)
+        n, grid = self.steps, handed(self._grid, u.device)
         interval = (u.double() * n).long().clamp(0, n - 1)
         start = 2 * (interval if self.direction == "up" else n - 1 - interval)
         a, b, c = (grid[(start + k * self.stride).clamp(max=2 * n)] for k in range(3))

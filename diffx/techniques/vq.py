@@ -88,7 +88,8 @@ class VQAutoencoder(FirstStage):
 
 def perplexity(ids: Tensor, size: int) -> Tensor:
     """Exp of the entropy of how often each of ``size`` codes stands in ``ids``, ``()``: from 1 to ``size``."""
-    share = torch.bincount(ids.flatten(), minlength=size).double() / ids.numel()
+    share = torch.zeros(size, dtype=torch.float64, device=ids.device)
+    share = share.index_add_(0, ids.flatten(), torch.ones_like(ids.flatten(), dtype=torch.float64)) / ids.numel()
     return torch.special.entr(share).sum().exp().float()
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..recipes.record import public_name
+from ..tensors import handed
 from .spans import TokenSpan, find_spans, locate
 
 __all__ = ["Encoded", "Encoder", "Row", "TextEncoder", "Tokenized", "hash_weights", "masked_mean"]
@@ -200,7 +201,7 @@ class TextEncoder(Encoder):
     def forward(self, inputs: Sequence[str] | Tokenized, *, inputs_embeds: Tensor | None = None) -> Encoded:
         """See `encode`."""
         ids, mask = inputs if isinstance(inputs, Tokenized) else self.tokenize(inputs)
-        tokens = Tokenized(ids.to(self.device), mask.to(self.device))
+        tokens = Tokenized(handed(ids, self.device), handed(mask, self.device))
         through = inputs_embeds is not None and inputs_embeds.requires_grad
         with torch.set_grad_enabled(torch.is_grad_enabled() and (self.trainable or through)):
             states, pooled = self.states(tokens, inputs_embeds)
