@@ -58,7 +58,7 @@ def test_commands_exist(path):
     text = path.read_text(encoding="utf-8")
     assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)) <= make_targets()
     verbs = re.findall(r"python -m diffx\.([a-z_]+)", text)
-    assert not [verb for verb in verbs if not (ROOT / "diffx" / f"{verb}.py").exists()]
+    assert not [v for v in verbs if not any((ROOT / "diffx" / file).exists() for file in (f"{v}.py", f"{v}/__main__.py"))]
     files = re.findall(r"`((?:diffx|experiments|tests|benchmarks|docs)/[\w./-]*)`", text)
     assert not [file for file in files if not (ROOT / file).exists()]
 
