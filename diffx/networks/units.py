@@ -22,7 +22,7 @@ class Unit(nn.Module):
 
 
 def units(net: nn.Module) -> Iterator[nn.Module]:
-    """The outermost `Unit`s of a network in the order they were added, none of them twice.
+    """Every outermost `Unit` of a network in the order they were added, none of them twice.
 
     Networks of transformers and diffusers list the class names of their blocks in ``_no_split_modules``; those count too.
     """
