@@ -78,7 +78,9 @@ class Page:
             prompt = self._prompt()
             with gr.Row():
                 brush = gr.Brush(colors=[f"rgb{colour}" for colour in COLOURS.values()], color_mode="fixed", default_size=40)
-                drawing = gr.ImageEditor(label="Paint", type="numpy", canvas_size=_canvas(self.studio), brush=brush, fixed_canvas=True)
+                drawing = gr.ImageEditor(
+                    label="Paint", type="numpy", canvas_size=_canvas(self.studio), brush=brush, fixed_canvas=True, sources=()
+                )
                 with gr.Column():
                     phrases = [gr.Textbox(label=f"Phrase of the {name} brush", max_lines=1) for name in COLOURS]
             weight = gr.Slider(0, 1, 0.3, label="Strength")

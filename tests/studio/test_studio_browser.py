@@ -82,6 +82,7 @@ def test_a_phrase_is_painted_with_a_brush(page):
     panel.get_by_label("Phrase of the red brush").fill("red circle")
     canvas = panel.locator("canvas").first
     canvas.wait_for(timeout=60_000)
+    panel.get_by_role("button", name="Brush").click()
     page.wait_for_timeout(2000)
     box = canvas.bounding_box()
     for row in range(8):
