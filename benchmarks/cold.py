@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import diffx
-from benchmarks.experts import decibels
+from benchmarks.cascade import decibels
 from benchmarks.pages import fill, table
 from benchmarks.training import Run, parser, train
 from diffx import media

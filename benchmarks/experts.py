@@ -1,7 +1,6 @@
-"""Experts and super-resolution on the digits: ``python -m benchmarks.experts`` prints figures of the runs that docs name.
+"""Experts on the digits: ``python -m benchmarks.experts`` prints the held-out loss of the runs that docs name, in every band.
 
-Experts: the held-out loss of every denoiser within every band, the same noise for all. Super-resolution: decibels (PSNR) to held-out digits
-that were shrunk, and then spoilt with noise of standard deviation 0.15, for networks trained with and without augmentation.
+The noise is the same for all.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from torch import Tensor
 import diffx
 from diffx import Cond, Digits
 from diffx.metrics.real import real_items
-from diffx.resizing import enlarge, shrink
 from diffx.rng import forked, noised
 from diffx.schedules import Band, LogNormal
 
@@ -38,13 +36,8 @@ def losses(module: diffx.EDM, x: Tensor, label: Tensor, rounds: int) -> list[flo
     return means
 
 
-def decibels(a: Tensor, b: Tensor) -> float:
-    """Peak signal-to-noise ratio of pictures in [-1, 1], over all pixels."""
-    return float(10 * torch.log10(4 / (a - b).square().mean()))
-
-
 def main() -> None:
-    """Print both tables."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=8, help="noise draws per held-out digit and band")
     rounds = parser.parse_args().rounds
@@ -55,14 +48,6 @@ def main() -> None:
     print("held-out loss in band", *EDGES, sep="\t")
     for name in ("more", *EDGES):
         print(name, *(f"{value:.4f}" for value in losses(diffx.load(f"runs/digits/expert/{name}"), x, label, rounds)), sep="\t")
-    small = shrink(x, 2)
-    spoilt = (small + 0.15 * torch.randn(small.shape, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
-    print("PSNR, dB", "clean input", "spoilt input", sep="\t")
-    print("bicubic", *(f"{decibels(enlarge(low, (8, 8)), x):.2f}" for low in (small, spoilt)), sep="\t")
-    for run, level in (("clean", 0.0), ("main", 0.0), ("main", 0.15), ("main", 0.3)):
-        module = diffx.load(f"runs/digits/super_resolution/{run}")
-        made = [module.sample(len(x), Cond(label=label, maps={"low_res": low}), seed=0, level=level) for low in (small, spoilt)]
-        print(f"{run}, level {level}", *(f"{decibels(pictures, x):.2f}" for pictures in made), sep="\t")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ torch.manual_seed(0)
 
 html_theme = "furo"
 html_title = f"diffx {release}"
+html_static_path = ["sounds"]  # players on the pages point to _static
 
 
 # Docstrings are read in editors more often than here, so they hold Markdown tables and shapes such as (B, *). Both are translated.
