@@ -1,9 +1,9 @@
 """Edits on the coloured shapes: ``python -m benchmarks.editing``, or ``make editing``.
 
-Trains ``shapes/text_unet`` and ``shapes/textual_inversion`` under ``runs/`` if they are not there yet (about twenty minutes on one core),
-edits pictures of the validation
-scenes with it, lets a judge look at them, and writes the tables and pictures of ``docs/techniques/editing.md``. Every row has the
-threshold that it is held to; the program ends with an error if one is missed.
+Trains a model of the coloured shapes and a new word for it under ``runs/`` if they are not there yet (about twenty minutes on one core),
+edits pictures of the validation scenes with it, lets a judge look at them, and writes a table of ``docs/techniques/editing.md``; for the
+first model its pictures, too. ``--model`` takes another one: the same U-Net trained on v, or a DiT. Every row has the threshold that it is
+held to; the program ends with an error if one is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from diffx.samplers import Euler
 from diffx.schedules import Karras
 from diffx.tensors import psnr
 
-RUN, WORD = Run("shapes/text_unet"), Run("shapes/textual_inversion")
+V = ("module.denoiser.precond={_target_: diffx.VPrecond}", "module.schedule={_target_: diffx.schedules.Cosine}")
+MODELS = {"unet": Run("shapes/text_unet"), "v": Run("shapes/text_unet", "v", V), "dit": Run("shapes/text_dit")}
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 LEVELS, NARROW = Karras(0.002, 80.0), Karras(0.02, 20.0)  # inversion wants its steps where the data is
 N, STEPS, SIDE = 48, 24, 7
@@ -308,23 +309,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, edit, write the page."""
     made = parser("python -m benchmarks.editing", __doc__)
     made.add_argument("--only", nargs="*", choices=PARTS, help="some of the parts; the page is written once all have been measured")
+    made.add_argument("--model", choices=MODELS, default="unet", help="default: unet")
     options = made.parse_args(argv)
-    train(options.runs, [RUN, WORD])
-    module = diffx.load(str(RUN.folder(options.runs)))
-    folder = options.runs / "editing"
-    folder.mkdir(exist_ok=True)
-    learnt = diffx.load(str(WORD.folder(options.runs)), "raw")
+    run = MODELS[options.model]
+    path = run.folder(options.runs)
+    word = Run("shapes/textual_inversion", options.model, (f"module.model.path={path}",))
+    train(options.runs, [run, word])
+    module, learnt = diffx.load(str(path)), diffx.load(str(word.folder(options.runs)), "raw")
+    folder = options.runs / "editing" / options.model
+    folder.mkdir(parents=True, exist_ok=True)
     for name in options.only or PARTS:
         rows, sheet = PARTS[name](*([module, learnt] if name == "wording" else [module]))
         (folder / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
         for line, figures, good in rows:
             print(f"{line:55}", *figures, "MISSED" if good is False else "", sep="  ", flush=True)
         if sheet is not None:
-            media.save(media.grid(sheet, columns=8), IMAGES / f"shapes-editing-{name}.png")
+            shown = IMAGES / f"shapes-editing-{name}.png" if options.model == "unet" else folder / f"{name}.png"
+            media.save(media.grid(sheet, columns=8), shown)
     found = [json.loads(file.read_text(encoding="utf-8")) for name in PARTS if (file := folder / f"{name}.json").exists()]
     if len(found) == len(PARTS):
         lines = [[line, ", ".join(figures), VERDICT[good]] for rows in found for line, figures, good in rows]
-        fill("techniques/editing.md", "figures", table(["Edit", "Measured", "Threshold met"], lines))
+        fill("techniques/editing.md", options.model, table(["Edit", "Measured", "Threshold met"], lines))
     if missed := [line for rows in found for line, _, good in rows if good is False]:
         raise SystemExit(f"thresholds missed: {', '.join(missed)}")
 

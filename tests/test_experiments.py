@@ -40,7 +40,7 @@ def test_runs_in_its_small_form(name, tmp_path, monkeypatch, capsys):
     )
     if "claim" in yaml.safe_load((ROOT / f"{name}.yaml").read_text()):
         capsys.readouterr()
-        assert evaluate.main([f"run={run}", "n=20"]) == 0
+        assert evaluate.main([f"run={run}", "n=20", "items=200"]) == 0
         assert "claim" in capsys.readouterr().out
 
 

@@ -24,7 +24,7 @@ FLOORS = {
     1: "version tensors dtensors resizing batch rng files folders precomputed codecs codebook tokenizers media audio metrics recipes "
     "data cluster",
     2: "schedules weightings distances conditions masking renoising degradations text annotators augment averages lr_schedules",
-    3: "denoiser experts samplers networks",
+    3: "denoiser experts residency samplers networks",
     4: "guidance sharding parts module asked editing cascade continuation interop",
     5: "techniques callbacks",
     6: "cli fit sample evaluate encode edit export merge submit doctor studio",

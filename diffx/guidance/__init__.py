@@ -17,11 +17,12 @@ from .keywords import KeyWordBoost
 from .logits import Rising, guided_logits
 from .painting import PaintedSpan, PaintWithWords, painted
 from .reconstruction import reconstruction_guided, replaced
+from .split import Split
 from .tiled import Tiled
 
 __all__ = [
     "Autoguidance", "Carry", "ClassifierFree", "ControlledDenoiser", "DynamicThreshold", "FirstChannels", "Guidance", "Guide", "Interval",
-    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "PictureAndText", "Piecewise", "Plain", "Rescale", "Rising",
+    "KeyWordBoost", "PaintWithWords", "PaintedSpan", "PerBand", "PictureAndText", "Piecewise", "Plain", "Rescale", "Rising", "Split",
     "StaticThreshold", "Tiled", "as_guide", "bind", "carried", "classifier_free", "guided_logits", "painted", "reconstruction_guided",
     "replaced",
 ]  # fmt: skip
