@@ -118,7 +118,8 @@ def jpeg_makers(setting: Setting) -> Makers:
         return _subject(name, lambda: list(items), FILES)
 
     makers = {"ImageFolder of torchvision": usual, "webdataset": tar, "diffx ImageFolder": ours,
-              "diffx ImageFolder, draft": partial(ours, draft=True)}  # fmt: skip
+              "diffx ImageFolder, draft": partial(ours, draft=True),
+              "diffx ImageFolder, cache": partial(ours, cache=Path(folder.name, "cache"))}  # fmt: skip
     return {name: partial(make, name) for name, make in makers.items()}
 
 
@@ -136,5 +137,6 @@ READING: tuple[Row, ...] = (
     Row("jpeg", "64 JPEG files of 256 x 256 to 64 x 64", jpeg_makers, (
         Goal("diffx ImageFolder", "ImageFolder of torchvision", 0.80),
         Goal("diffx ImageFolder, draft", "ImageFolder of torchvision", 0.80),
+        Goal("diffx ImageFolder, cache", "ImageFolder of torchvision", 0.05),
     ), rounds=9),
 )  # fmt: skip

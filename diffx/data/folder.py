@@ -8,6 +8,7 @@ from typing import Any
 
 from ..recipes import recorded
 from .buckets import Size
+from .kept import KeptPictures
 from .listing import Layout, Listing, list_files
 from .order import split
 from .picture_module import PictureItems, PictureModule, remembered
@@ -49,15 +50,25 @@ class FolderItems(PictureItems):
             item["text"] = self.listing.texts[index]
         return item
 
+    def keep(self, folder: Path) -> None:
+        """Keep pictures in ``folder`` from now on, or find them there; of a picture file that changes they are read anew."""
+        reader, box = self.reader, self.reader.box
+        assert box is not None
+        files = [(str(path), *stamp) for path, stamp in zip(self.listing.paths, self._stamps(range(len(self))), strict=True)]
+        self.kept = KeptPictures(folder, [files, reader.draft], len(files), (reader.channels, *box))
+
     def extent(self, index: int) -> Size:
         """Read the head of the file."""
         return size_of(self.listing.paths[index])
 
     def extents(self, rows: Sequence[int]) -> list[Size | Exception]:
         """Read the heads of the files that are new or have changed."""
-        paths = [self.listing.paths[row] for row in rows]
-        stamps = [(stat.st_mtime_ns, stat.st_size) for stat in (path.stat() for path in paths)]
-        return remembered(self.cache, list(map(str, paths)), stamps, lambda new: super(FolderItems, self).extents([rows[i] for i in new]))
+        names = [str(self.listing.paths[row]) for row in rows]
+        return remembered(self.cache, names, self._stamps(rows), lambda new: super(FolderItems, self).extents([rows[i] for i in new]))
+
+    def _stamps(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Time of the last change and length of picture files."""
+        return [(stat.st_mtime_ns, stat.st_size) for stat in (self.listing.paths[row].stat() for row in rows)]
 
 
 @recorded
@@ -79,25 +90,37 @@ class ImageFolder(PictureModule):
             in sub-folders, plain if none does.
         val: name of a sub-folder with validation pictures (training then reads the sub-folder ``train`` if there is one, else all the
             rest; without such a sub-folder there is no validation), or the fraction that a fixed permutation holds out; in [0, 1).
+        cache: folder, best on a fast disk, in which pictures are kept at their final size once they have been read, so that later epochs
+            and runs decode nothing. What comes out is the same with it and without. It needs ``size``.
         options: see `PictureModule`. In buckets, what the pictures measure is remembered in ``.diffx-sizes.npz`` of the folder.
 
     Raises:
         FileNotFoundError: no such folder, no pictures in it, or a metadata line names a missing file.
-        ValueError: a caption without picture or the reverse, a broken metadata line, an unreadable picture, an unknown validation class.
+        ValueError: a caption without picture or the reverse, a broken metadata line, an unreadable picture, an unknown validation class, a
+            cache without one size.
     """
 
-    def __init__(self, root: str | Path, batch_size: int, *, layout: Layout = "auto", val: str | float = "val", **options: Any) -> None:
+    def __init__(
+        self, root: str | Path, batch_size: int, *, layout: Layout = "auto", val: str | float = "val", cache: str | Path | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(batch_size=batch_size, **options)
-        self.root, self.layout, self.held = Path(root), layout, val
+        self.root, self.layout, self.held, self.cache = Path(root), layout, val, cache
+        if cache is not None and self.readers[0].box is None:
+            raise ValueError("a cache keeps pictures of one size; set size=, or leave the cache out")
 
     def sources(self) -> tuple[FolderItems, FolderItems | None]:
         """List the pictures and part them."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder {self.root}; give the folder that holds the pictures")
         train, val = self._listings()
-        cache = self.root / ".diffx-sizes.npz"
-        held = None if val is None else FolderItems(val, self.readers[1], cache, **self.reading)
-        return FolderItems(train, self.readers[0], cache, **self.reading), held
+        return self._items(train, self.readers[0]), None if val is None else self._items(val, self.readers[1])
+
+    def _items(self, listing: Listing, reader: PictureReader) -> FolderItems:
+        items = FolderItems(listing, reader, self.root / ".diffx-sizes.npz", **self.reading)
+        if self.cache is not None:
+            items.keep(Path(self.cache))
+        return items
 
     def _listings(self) -> tuple[Listing, Listing | None]:
         if not isinstance(self.held, str):

@@ -14,9 +14,10 @@ import numpy as np
 
 from .. import files
 from .buckets import Buckets, Placed, Size
+from .kept import KeptPictures
 from .module import DataModule
 from .order import BucketOrder, Request
-from .pictures import PictureReader, is_file, size_crop
+from .pictures import PictureReader, size_crop
 from .source import Batch, Items, SettingError, Source
 
 __all__ = ["PictureItems", "PictureModule", "remembered"]
@@ -36,6 +37,7 @@ class PictureItems(Items):
 
     Attributes:
         sizes: ``(N, 2)`` height and width to give each picture, 0 for those left out; None = the reader's size for all.
+        kept: where pictures of one size are kept once they have been read; None = they are read each time.
         threaded: (of the class) whether `extent` may be called from several threads.
     """
 
@@ -45,6 +47,7 @@ class PictureItems(Items):
         super().__init__(**options)
         self.reader = reader
         self.sizes: np.ndarray | None = None
+        self.kept: KeptPictures | None = None
 
     @abstractmethod
     def extent(self, index: int) -> Size:
@@ -77,7 +80,12 @@ class PictureItems(Items):
                 raise SettingError(f"{self.name(index)} was left out of the buckets")
             x, frame = self.reader.framed(picture, tuple(self.sizes[index].tolist()))
             return {"x": x, "frame": frame}
-        return {"x": self.reader.open(picture) if is_file(picture) else self.reader(picture)}
+        still = None if self.kept is None else self.kept.get(index)
+        if still is None:
+            still = self.reader.still(picture)
+            if self.kept is not None:
+                self.kept.put(index, still)
+        return {"x": self.reader.turned(still)}
 
     def place(self, buckets: Buckets) -> Placed:
         """Sort the pictures into buckets; those that cannot be read are left out, or stop as ``on_error`` says."""

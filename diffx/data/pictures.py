@@ -118,10 +118,22 @@ class PictureReader:
         Raises:
             Exception: whatever Pillow raises for a broken file.
         """
-        with Image.open(path) as picture:
-            if self.draft and self.box is not None:
-                self._draft(picture, self.box)
-            return self(picture)
+        return self.turned(self.still(path))
+
+    def still(self, picture: Any) -> Tensor:
+        """A picture as in `__call__`, or from a file, that is not mirrored."""
+        if is_file(picture):
+            with Image.open(picture) as opened:
+                if self.draft and self.box is not None:
+                    self._draft(opened, self.box)
+                return self.still(opened)
+        if isinstance(picture, (Tensor, np.ndarray)) and picture.dtype not in (torch.uint8, np.uint8):
+            return self._float(torch.as_tensor(picture))
+        return self._tensor(self._resized(self._converted(self._upright(picture))), mirrored=False)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """``x`` (C, H, W), or its mirror image with probability 1/2, where that was asked for."""
+        return x.flip(-1) if self._mirror() else x
 
     def framed(self, picture: Any, size: Size) -> tuple[Tensor, Tensor]:
         """Scale a picture until it covers a size, and cut it to it.
@@ -164,10 +176,7 @@ class PictureReader:
             SettingError: no picture, or float data of another size than asked for.
             ValueError: a depth other than 8 bits.
         """
-        if isinstance(picture, (Tensor, np.ndarray)) and picture.dtype not in (torch.uint8, np.uint8):
-            x = self._float(torch.as_tensor(picture))
-            return x.flip(-1) if self._mirror() else x
-        return self._tensor(self._resized(self._converted(self._upright(picture))), self._mirror())
+        return self.turned(self.still(picture))
 
     def _upright(self, picture: Any) -> Image.Image:
         if isinstance(picture, Tensor) and picture.dtype == torch.uint8:
