@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import os
 import zlib
 from collections.abc import Sequence
@@ -54,23 +55,23 @@ class KeptPictures:
         return file
 
     @cached_property
-    def _rows(self) -> np.ndarray:
-        return np.memmap(self.path, dtype=np.uint8, mode="r", shape=(self.count, self.bytes)) if self._file else np.empty(0)
+    def _map(self) -> memoryview:
+        return memoryview(mmap.mmap(self._file, self.bytes * self.count, access=mmap.ACCESS_READ))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_rows")}  # each process opens its own
+        return {name: value for name, value in self.__dict__.items() if name not in ("_file", "_map")}  # each process opens its own
 
     def get(self, row: int) -> Tensor | None:
         """The picture in a row, or None where there is none yet."""
         try:
-            held = self._rows[row]
+            held = self._map[row * self.bytes : (row + 1) * self.bytes]
         except OSError as error:
             self._give_up(error)
             return None
-        pixels = np.array(held[8:])
-        if int(held[:8].view("<u8")[0]) != zlib.crc32(pixels.data) + 1:
+        pixels = bytearray(held[8:])  # what is checked is what is given, whoever writes meanwhile
+        if int.from_bytes(held[:8], "little") != zlib.crc32(pixels) + 1:
             return None
-        return torch.from_numpy(pixels).view(self.shape)
+        return torch.from_numpy(np.frombuffer(pixels, dtype=np.uint8).reshape(self.shape))
 
     def put(self, row: int, picture: Tensor) -> None:
         """Keep a picture ``(C, H, W)`` uint8; an error of the disk ends the keeping, not the run."""
