@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 
@@ -125,6 +126,44 @@ def test_throughput_counts_all_micro_batches(tmp_path):
     speed = Throughput(every_n_steps=2)
     trainer(tmp_path, 2, [speed], accumulate_grad_batches=3).fit(Toy(), toy_data())
     assert speed.rates["speed/images_per_s"] * speed.rates["speed/step_s"] == pytest.approx(12)
+
+
+class Layer(Toy):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(16, 16)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch["x"].flatten(1)).square().mean()
+
+
+def test_throughput_counts_operations(tmp_path):
+    """Two a multiply-add for the outputs and for the weights' gradients; data has no gradient."""
+    speed, module = Throughput(every_n_steps=2), Layer()
+    plain = copy.deepcopy(module)
+    trainer(tmp_path, 2, [speed], accumulate_grad_batches=3).fit(module, toy_data())
+    assert speed.flops == 2 * (2 * 4 * 16 * 16)
+    assert speed.rates["speed/gflop_s"] * speed.rates["speed/step_s"] * 1e9 == pytest.approx(3 * speed.flops)
+    trainer(tmp_path, 2, accumulate_grad_batches=3).fit(plain, toy_data())
+    assert same(dict(plain.state_dict()), dict(module.state_dict()))
+
+
+def test_throughput_counts_nothing_it_cannot_see(tmp_path):
+    speed, module = Throughput(every_n_steps=1), Layer()
+    module.layer.compile(backend="eager")
+    trainer(tmp_path, 1, [speed]).fit(module, toy_data())
+    assert speed.flops == 0 and "speed/gflop_s" not in speed.rates
+
+
+def test_an_error_in_the_first_step_leaves_no_counter_behind(tmp_path):
+    class Broken(Layer):
+        def training_step(self, batch, batch_idx):
+            raise RuntimeError("broken")
+
+    speed = Throughput(every_n_steps=1)
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, 1, [speed]).fit(Broken(), toy_data())
+    assert not torch.utils._python_dispatch._get_current_dispatch_mode_stack()
 
 
 def test_throughput_leaves_another_profiler_alone(tmp_path):
