@@ -17,6 +17,7 @@ from diffx.networks import (
     DiT,
     EfficientUNet,
     MousaiUNet,
+    MPUNet,
     PriorTransformer,
     SongUNet,
     SpaceToDepth,
@@ -120,6 +121,10 @@ NETWORKS = {
     "ddpmpp": Case(lambda: SongUNet(3, **SMALL, classes=4, vectors={"augment": 9}), fresh_zero=False),
     "ncsnpp": Case(
         lambda: SongUNet(3, **SMALL, maps={"low_res": 3}, embedding="fourier", pyramid=True, taps=(1, 3, 3, 1)), fresh_zero=False
+    ),
+    "mp_unet": Case(lambda: MPUNet(3, **SMALL, head_dim=16)),
+    "mp_unet_all": Case(
+        lambda: MPUNet(3, 6, **SMALL, head_dim=8, classes=4, vectors={"size": 2}, maps={"low_res": 3, "mask": 1}, dropout=0.1)
     ),
     "dit": Case(lambda: DiT(3, size=8, width=16, depth=2, heads=2, other_sizes="stretch")),
     "dit_all": Case(

@@ -14,7 +14,7 @@ from ..networks.blocks import ConvResample
 from ..networks.song_unet import SongUNet
 from ..networks.unet import UNet
 
-__all__ = ["ADM", "DIFFUSERS", "Layout", "edm", "edm_network", "edm_sides", "taps"]
+__all__ = ["ADM", "DIFFUSERS", "Layout", "edm", "edm_network", "edm_places", "edm_sides", "taps"]
 
 EDM_PLACE = re.compile(r"enc\.(\d+)x\1_(conv|down|block\d+)\.")
 
@@ -46,7 +46,7 @@ def edm(size: int, song: bool) -> Layout:
         whole = {"label.rows.weight": "map_label.weight", "noise.first": "map_layer0", "noise.second": "map_layer1",
                  "norm": "out_norm", "head": "out_conv"}  # fmt: skip
     names = ("norm0", "conv0", "affine", "norm1", "conv1", "skip")
-    return Layout({"stem": f"enc.{size}x{size}_conv", **whole}, names, ("norm2", "qkv", "proj"), partial(_edm_places, size))
+    return Layout({"stem": f"enc.{size}x{size}_conv", **whole}, names, ("norm2", "qkv", "proj"), partial(edm_places, size))
 
 
 def edm_sides(state: Mapping[str, Tensor]) -> list[int]:
@@ -135,7 +135,7 @@ def _diffusers_places(net: UNet) -> Iterator[tuple[str, str, str]]:
             yield f"body.{ours}.{depth}", theirs.format(depth) + (".conv" if isinstance(step, ConvResample) else ""), ""
 
 
-def _edm_places(size: int, net: Any) -> Iterator[tuple[str, str, str]]:
+def edm_places(size: int, net: Any) -> Iterator[tuple[str, str, str]]:
     """Blocks are named by the side of their maps."""
     levels = len(net.body.encoder)
     found = []

@@ -5,9 +5,8 @@
 | guided-diffusion (ADM) | `UNet` | rows of q, k and v lie head by head (``order="legacy"``) or not (``"new"``): weights do not tell |
 | EDM ``DhariwalUNet`` | `UNet` | without its augmentation label, which enters elsewhere |
 | EDM ``SongUNet`` | `SongUNet` | DDPM++ and NCSN++ |
+| EDM2 | `MPUNet` | without the head that estimates the loss, which sampling does not need |
 | diffusers ``UNet2DModel`` | `UNet` | where both can be the same function, see `unet2d_options` |
-
-EDM's magnitude-preserving networks (EDM2) are another architecture, which diffx does not have: their weights are recognised and refused.
 """
 
 from __future__ import annotations
@@ -24,14 +23,20 @@ from .. import rng
 from ..networks.attention import SelfAttention
 from ..networks.blocks import ConvResample
 from ..networks.layers import Resample
+from ..networks.mp_unet import MPUNet
 from ..networks.song_unet import SongUNet
 from ..networks.unet import UNet
+from .edm2 import edm2_entries, edm2_network
 from .unet2d import unet2d_options
 from .unet_layouts import ADM, DIFFUSERS, Layout, edm, edm_network, edm_sides, taps
 from .weights import Entry, Source, config_of, matched, named, read_weights, recognised, refuse
 
 __all__ = ["entries_of_unet2d", "load_unet", "read_unet"]
 
+EDM2 = "EDM2 U-Net"
+NETWORKS: dict[str, type[nn.Module]] = {
+    "EDM SongUNet": SongUNet, "EDM DhariwalUNet": UNet, EDM2: MPUNet, "guided-diffusion U-Net": UNet, "diffusers UNet2DModel": UNet,
+}  # fmt: skip
 RES = ("norm1", "conv1", "modulation", "norm2", "conv2", "skip")  # the parts of our residual block, in the order of `Layout.res`
 
 
@@ -40,7 +45,7 @@ def load_unet(net: nn.Module, source: Source, *, weights: Literal["ema", "raw"] 
     """Fill published weights into a network of the same size.
 
     Args:
-        net: a `UNet`, or a `SongUNet` for EDM's network of that name.
+        net: a `UNet`, a `SongUNet` for EDM's network of that name, or an `MPUNet` for EDM2's.
         source: file, folder, mapping or module, see `read_weights`.
         weights: ``"ema"`` or ``"raw"``, where the file holds both.
         order: of the rows of q, k and v in guided-diffusion's layout: ``"new"`` for networks trained with ``use_new_attention_order``.
@@ -56,9 +61,11 @@ def load_unet(net: nn.Module, source: Source, *, weights: Literal["ema", "raw"] 
     if order not in ("legacy", "new"):
         raise ValueError(f'order must be "legacy" or "new", got {order!r}')
     state, kind = _read(source, weights)
-    layout = _layout(kind, state, net)
+    _check_kind(kind, net)
     _check_filters(net, state)
-    matched(net, state, _entries(net, layout, _qkv(kind, order)), named(source), ignored=("resample_filter",))
+    qkv = _qkv(kind, order)
+    made = edm2_entries(net, edm_sides(state)[0], qkv) if kind == EDM2 else _entries(net, _layout(kind, state), qkv)
+    matched(net, state, made, named(source), ignored=("resample_filter",))
     return net
 
 
@@ -95,8 +102,8 @@ def entries_of_unet2d(net: UNet) -> list[Entry]:
 
 def _read(source: Source, weights: Literal["ema", "raw"]) -> tuple[dict[str, Tensor], str]:
     """Weights with the prefixes of wrappers taken off, and what they are of."""
-    state = read_weights(source, weights)
-    for prefix in ("module.", "model."):
+    state = {name: tensor for name, tensor in read_weights(source, weights).items() if not name.startswith("logvar_")}
+    for prefix in ("module.", "model.", "unet."):
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state, recognised(state)
@@ -105,6 +112,8 @@ def _read(source: Source, weights: Literal["ema", "raw"]) -> tuple[dict[str, Ten
 def _build(kind: str, state: Mapping[str, Tensor], source: Source, options: Mapping[str, Any]) -> nn.Module:
     if kind == "diffusers UNet2DModel":
         return UNet(**{**unet2d_options(config_of(source)), **options})
+    if kind == EDM2:
+        return edm2_network(state, options)
     if kind in ("EDM SongUNet", "EDM DhariwalUNet"):
         return edm_network(kind == "EDM SongUNet", state, options)
     if kind != "guided-diffusion U-Net":
@@ -118,12 +127,14 @@ def _build(kind: str, state: Mapping[str, Tensor], source: Source, options: Mapp
     return UNet.adm(**{**found, **options})
 
 
-def _layout(kind: str, state: Mapping[str, Tensor], net: nn.Module) -> Layout:
-    wanted = {"EDM SongUNet": SongUNet, "EDM DhariwalUNet": UNet, "guided-diffusion U-Net": UNet, "diffusers UNet2DModel": UNet}
-    if kind not in wanted:
+def _check_kind(kind: str, net: nn.Module) -> None:
+    if kind not in NETWORKS:
         raise refuse("U-Net", kind, "these weights")
-    if not isinstance(net, wanted[kind]):
-        raise ValueError(f"weights of the {kind} belong into {wanted[kind].__name__}, got {type(net).__name__}")
+    if not isinstance(net, NETWORKS[kind]):
+        raise ValueError(f"weights of the {kind} belong into {NETWORKS[kind].__name__}, got {type(net).__name__}")
+
+
+def _layout(kind: str, state: Mapping[str, Tensor]) -> Layout:
     if kind == "guided-diffusion U-Net":
         return ADM
     if kind == "diffusers UNet2DModel":

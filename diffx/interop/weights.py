@@ -34,6 +34,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
     "BERT": (r".*embeddings\.word_embeddings\.weight", r".*encoder\.layer\.0\..*"),
 }
 READERS = {
+    "EDM2 U-Net": "load_unet",
     "EDM SongUNet": "load_unet",
     "EDM DhariwalUNet": "load_unet",
     "guided-diffusion U-Net": "load_unet",

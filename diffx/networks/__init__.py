@@ -11,6 +11,7 @@ from .efficient_unet import EfficientUNet
 from .low_rank import LowRank
 from .mlp import MLP
 from .mousai_unet import MousaiUNet
+from .mp_unet import MPUNet
 from .patch_critic import PatchCritic
 from .prior_transformer import PriorTransformer
 from .rin import RIN
@@ -36,6 +37,7 @@ __all__ = [
     "DiffWave",
     "EfficientUNet",
     "LowRank",
+    "MPUNet",
     "MousaiUNet",
     "PatchCritic",
     "PriorTransformer",

@@ -14,7 +14,7 @@ from .attention import CrossAttention, SelfAttention
 from .layers import Context, Norm, Pointwise, Resample
 from .units import Unit
 
-__all__ = ["Block", "BlockStyle", "ConvResample", "Place", "ResBlock", "UBody", "block_maker", "closing_layers"]
+__all__ = ["Block", "BlockStyle", "ConvResample", "Place", "ResBlock", "UBody", "block_maker", "closing_layers", "joined"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,11 @@ class Place(NamedTuple):
     last: bool
 
 
+def joined(x: Tensor, partner: Tensor, scale: float | None = None) -> Tensor:
+    """Concatenate two maps, the second one times ``scale`` if there is one."""
+    return torch.cat([x, partner if scale is None else partner * scale], 1)
+
+
 class UBody(nn.Module):
     """The U between stem and head: every map of the way down is concatenated to its partner on the way up.
 
@@ -163,7 +168,7 @@ class UBody(nn.Module):
         pyramid: makes a layer from (channels in, channels out) that halves the network's input beside the encoder; its output joins the
             encoder after each step down (the residual input of NCSN++). None = no such path.
         inputs: channels of the network's input, for the pyramid.
-        partner_scale: factor on the maps of the way down where they join the way up.
+        join: makes one map of that on the way up (B, C, H, W) and its partner (B, D, H, W): (B, C + D, H, W).
     """
 
     def __init__(
@@ -176,10 +181,10 @@ class UBody(nn.Module):
         resample: Callable[[int, Literal["down", "up"]], nn.Module],
         pyramid: Callable[[int, int], nn.Module] | None = None,
         inputs: int = 0,
-        partner_scale: float = 1.0,
+        join: Callable[[Tensor, Tensor], Tensor] = joined,
     ) -> None:
         super().__init__()
-        self.partner_scale = partner_scale
+        self.join = join
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         self.down, self.up, self.pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         width, skips = stem, [stem]
@@ -223,8 +228,7 @@ class UBody(nn.Module):
             x = block(x, context)
         for depth, row in enumerate(self.decoder):
             for block in row.children():
-                partner = skips.pop()
-                x = block(torch.cat([x, partner if self.partner_scale == 1 else partner * self.partner_scale], 1), context)
+                x = block(self.join(x, skips.pop()), context)
             if depth < len(self.up):
                 x = self.up[depth](x, context)
         return x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from ..recipes import recorded
 from .attention import count_heads
-from .blocks import BlockStyle, ConvResample, Place, ResBlock, UBody, block_maker
+from .blocks import BlockStyle, ConvResample, Place, ResBlock, UBody, block_maker, joined
 from .border import Conditions
 from .layers import Context
 from .unet import UShell, blocks_per_level, check_levels, name_attention
@@ -102,7 +103,7 @@ class HalfResolution(Unit):
     ) -> None:  # fmt: skip
         super().__init__()
         self.down = ConvResample(width, "down")
-        self.body = UBody(width, widths, blocks, block=block, resample=ConvResample, partner_scale=0.5**0.5)
+        self.body = UBody(width, widths, blocks, block=block, resample=ConvResample, join=partial(joined, scale=0.5**0.5))
         self.up = ConvResample(widths[0], "up")
         self.last = ResBlock(widths[0] + width, width, style)
 

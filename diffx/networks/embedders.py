@@ -16,13 +16,24 @@ from torch.nn import functional as F
 from ..conditions import Cond
 from ..tensors import sinusoid
 
-__all__ = ["FourierEmbedding", "LabelEmbedding", "NoiseEmbedding", "VectorEmbedding", "sinusoid", "with_conditions"]
+__all__ = ["Exact", "FourierEmbedding", "LabelEmbedding", "NoiseEmbedding", "VectorEmbedding", "one_hot", "sinusoid", "with_conditions"]
 
 
-class FourierEmbedding(nn.Module):
+class Exact(nn.Module):
+    """Base of layers whose buffers stay in float32 whatever the network is cast to: large angles in bfloat16 would turn waves at random."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Exact:
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            moved = self._buffers[name]
+            if before is not None and moved is not None and moved.dtype != before.dtype:
+                self._buffers[name] = before.to(moved.device)
+        return self
+
+
+class FourierEmbedding(Exact):
     """Embed ``(B,)`` as ``(B, width)`` by cosines, then sines, of fixed normal frequencies (Tancik et al. 2020, arXiv:2006.10739).
-
-    The frequencies stay in float32 whatever the network is cast to.
 
     Args:
         width: even number of outputs.
@@ -34,13 +45,6 @@ class FourierEmbedding(nn.Module):
     def __init__(self, width: int, scale: float = 16.0) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.randn(width // 2) * scale)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FourierEmbedding:
-        exact = self.frequencies
-        super()._apply(fn, recurse)
-        if self.frequencies.dtype != exact.dtype:  # .bfloat16() would turn the waves by large angles
-            self.frequencies = exact.to(self.frequencies.device)
-        return self
 
     def forward(self, noise: Tensor) -> Tensor:
         noise = noise.to(torch.promote_types(noise.dtype, torch.float32))
@@ -126,3 +130,14 @@ def visible_vector(cond: Cond, name: str) -> Tensor | None:
     if vector is None or name not in cond.keep:
         return vector
     return torch.where(cond.keep[name][:, None], vector, 0.0)
+
+
+def one_hot(cond: Cond, classes: int, noise: Tensor) -> Tensor:
+    """One-hot labels ``(B, classes)`` of mean square one, for noise coordinates (B,); zeros where the label is hidden, absent or null."""
+    rows = torch.arange(classes, device=noise.device)
+    if cond.label is None:
+        return torch.zeros(len(noise), classes, device=noise.device)
+    chosen = cond.label[:, None] == rows
+    if "label" in cond.keep:
+        chosen = chosen & cond.keep["label"][:, None]
+    return chosen * classes**0.5

@@ -19,7 +19,7 @@ from ..recipes import recorded
 from .attention import SelfAttention, active_controller
 from .blocks import Block, BlockStyle, Place, ResBlock, UBody, closing_layers
 from .border import Conditions
-from .embedders import FourierEmbedding, sinusoid, visible_vector
+from .embedders import FourierEmbedding, one_hot, sinusoid, visible_vector
 from .layers import Context, Norm, Resample
 from .unet import PictureUNet, check_levels, levels_at, name_attention
 
@@ -147,19 +147,9 @@ class SongUNet(PictureUNet):
         waves = sinusoid(noise, self.waves, endpoint=True) if self.fourier is None else self.fourier(noise)
         waves = waves.roll(self.waves // 2, 1).to(self.first.weight.dtype)  # this family has the sines first
         if self.label is not None:
-            waves = waves + self.label(self.one_hot(cond, len(noise)).to(waves.dtype))
+            waves = waves + self.label(one_hot(cond, self.conditions.classes, noise).to(waves.dtype))
         for name, linear in self.vectors.items():
             vector = visible_vector(cond, name)
             if vector is not None:
                 waves = waves + linear(vector.to(waves.dtype))
         return F.silu(self.second(F.silu(self.first(waves))))
-
-    def one_hot(self, cond: Cond, batch: int) -> Tensor:
-        """One-hot labels ``(B, classes)`` of mean square one; zeros where the label is hidden, absent or the null label."""
-        classes = torch.arange(self.conditions.classes, device=self.first.weight.device)
-        if cond.label is None:
-            return torch.zeros(batch, len(classes), device=classes.device)
-        chosen = cond.label[:, None] == classes
-        if "label" in cond.keep:
-            chosen = chosen & cond.keep["label"][:, None]
-        return chosen * len(classes) ** 0.5

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..conditions import Cond
 from ..recipes import recorded
-from .attention import CrossAttention, SelfAttention, active_controller, count_heads
+from .attention import active_controller, count_heads
 from .blocks import BlockStyle, ConvResample, Place, ResBlock, UBody, block_maker, closing_layers
 from .border import NO_COND, Conditions, check_input, concat_maps, cross_context
 from .embedders import LabelEmbedding, NoiseEmbedding, VectorEmbedding, with_conditions
@@ -44,13 +44,13 @@ class PictureUNet(nn.Module, ABC):
         channels: channels of x.
         divisor: what side lengths must be divisible by.
         conditions: what the network takes.
-        stem: the first layer.
+        stem: the first layer; its ``weight`` says in what precision the network computes.
     """
 
     channels: int
     divisor: int
     conditions: Conditions
-    stem: nn.Conv2d
+    stem: Any
 
     def forward(self, x: Tensor, noise: Tensor, cond: Cond | None = None) -> Tensor:
         """Map scaled data ``(B, channels, H, W)`` at noise coordinates ``(B,)`` to ``(B, out_channels, H, W)``.
@@ -268,5 +268,5 @@ def check_levels(option: str, levels: Sequence[int], count: int) -> frozenset[in
 def name_attention(net: nn.Module) -> None:
     """Tell every attention layer its dotted name, which controllers see as `Site.layer`."""
     for name, module in net.named_modules():
-        if isinstance(module, (SelfAttention, CrossAttention)):
+        if hasattr(type(module), "layer"):
             module.layer = name

@@ -325,7 +325,6 @@ def test_published_sizes_of_guided_diffusion_are_asked_for():
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (["emb_fourier.freqs", "enc.64x64_conv.weight", "out_gain"], "EDM2 U-Net; diffx has no such network"),
         (
             ["input_blocks.0.0.weight", "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"],
             "U-Net with text; diffx has no",

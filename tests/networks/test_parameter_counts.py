@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffx.networks import RIN, DanceUNet, DiffWave, DiT, MousaiUNet, SongUNet, UNet
+from diffx.networks import RIN, DanceUNet, DiffWave, DiT, MousaiUNet, MPUNet, SongUNet, UNet
 
 DIT = {  # without the table of positions, which is no parameter here
     "S/2": 32_865_056, "S/4": 32_920_448, "S/8": 33_142_016,
@@ -29,6 +29,11 @@ PUBLISHED = {
     "ncsnpp_32_classes": (lambda: SongUNet.ncsnpp(32, classes=10), 56_400_643),
     "ddpmpp_64": (lambda: SongUNet.ddpmpp(64), 61_805_571),
     "ncsnpp_64": (lambda: SongUNet.ncsnpp(64), 62_761_091),
+    # the published files hold 128 more, the head that estimates the loss
+    "edm2_xs_pixels": (lambda: MPUNet.published("xs"), 124_710_949 - 128),
+    "edm2_xs_latents": (lambda: MPUNet.published("xs", channels=4), 124_713_253 - 128),
+    "edm2_s_pixels": (lambda: MPUNet.published("s"), 280_209_381 - 128),
+    "edm2_s_latents": (lambda: MPUNet.published("s", channels=4), 280_212_837 - 128),
     "diffwave_vocoder": (lambda: DiffWave.vocoder(), 2_619_971),
     "diffwave_vocoder_large": (lambda: DiffWave.vocoder(128), 6_885_315),
     "diffwave_without_spectrogram": (lambda: DiffWave(), 2_308_737),
@@ -56,7 +61,14 @@ def test_published_heads():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: UNet.adm(32), lambda: SongUNet.ddpmpp(48), lambda: DiT.published("M/2"), lambda: DiT.published("S/3")]
+    "make",
+    [
+        lambda: UNet.adm(32),
+        lambda: SongUNet.ddpmpp(48),
+        lambda: MPUNet.published("tiny"),
+        lambda: DiT.published("M/2"),
+        lambda: DiT.published("S/3"),
+    ],
 )
 def test_unpublished_sizes(make):
     with pytest.raises(ValueError, match=r"published (sizes|names) are"):
