@@ -3,7 +3,8 @@
 - ``yardsticks``: figures of motion of held-out clips, of their frames in disorder, and of frames from other clips;
 - ``motion``: figures of drawn clips at several numbers of steps;
 - ``completion``: the last four of eight frames drawn from the first four, with and without reconstruction guidance;
-- ``cascade``: three stages, 8x8 at 4 frames, 8x8 at 8 frames, 16x16 at 8 frames.
+- ``cascade``: three stages, 8x8 at 4 frames, 8x8 at 8 frames, 16x16 at 8 frames;
+- ``clips``: real animation, with ``--clips FILE.npz`` (an array ``videos`` of 16 frames of 48x48); without it, nothing of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.pages import fill, table
 from benchmarks.training import Run, parser, train
 from diffx import media
 from diffx.cascade import Cascade
-from diffx.data import MovingDigits
+from diffx.data import Arrays, MovingDigits
 from diffx.metrics import FIGURES as METRICS
 from diffx.metrics import MOTION, Evidence, measure, motion
 from diffx.metrics.real import real_items
@@ -35,6 +36,7 @@ SEEN = ("mean_step", "unsteadiness", "mass_variation")
 WEIGHTS = (0.0, 2.0, 5.0, 10.0)
 SEEDS = (0, 1000)
 CLIPS, KNOWN = 64, 4
+SHORT = ("module.denoiser.net.net.image.width=32", "module.stills=1", "trainer.max_steps=800")  # of video/clips, for one CPU
 PAGE = "techniques/video.md"
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -82,6 +84,23 @@ def yardsticks(x: Tensor) -> dict[str, Tensor]:
     }
 
 
+def clips(runs: Path, path: str) -> list[list[str]]:
+    """Rows of ``clips``; a sheet of real clips above drawn ones goes into the docs."""
+    told = f"{{_target_: diffx.data.Arrays, arrays: {path}, images: videos, batch_size: 8, val: 0.05}}"
+    run = Run("video/clips", "short", (f"data={told}", *SHORT))
+    train(runs, [run])
+    module = diffx.load(str(run.folder(runs)))
+    real, held_out = (items["x"] for items in real_items(Arrays(path, 8, images="videos", val=0.05)) if items is not None)
+    drawn = module.sample(64, seed=0, chunk=16)
+    found = measure(Evidence(drawn, real, held_out=held_out), (*MOTION, NEAREST))[0]
+    media.save(media.grid(torch.cat([held_out[:8], drawn[:16]]), columns=8), IMAGES / "clips.gif")
+    keys = dict.fromkeys(SEEN, "train") | {"frechet_clip": "held_out", "nearest": "held_out"}
+    return [
+        ["drawn", *(f"{found[name]['value']:.3f}" for name in keys)],
+        ["real", *(f"{found[name][key]:.3f}" for name, key in keys.items())],
+    ]
+
+
 def strip(x: Tensor) -> Tensor:
     """Clips as rows of frames."""
     return media.grid(x.transpose(1, 2).flatten(0, 1), columns=x.shape[2], zoom=3)
@@ -89,7 +108,12 @@ def strip(x: Tensor) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the page."""
-    runs: Path = parser("python -m benchmarks.video", __doc__).parse_args(argv).runs
+    line = parser("python -m benchmarks.video", __doc__)
+    line.add_argument("--clips", help="an .npz file of real animation; without it it is left out")
+    given = line.parse_args(argv)
+    runs: Path = given.runs
+    if given.clips:
+        fill(PAGE, "clips", table(["", *SEEN, "frechet_clip", "nearest"], clips(runs, given.clips)))
     train(runs, [RUN])
     module = diffx.load(str(RUN.folder(runs)))
     data = MovingDigits()
