@@ -48,9 +48,9 @@ lint: $(STAMP) ## ruff: rules and format
 type: $(STAMP) ## mypy over the package
 	$(BIN)/python -m mypy
 
-docs: $(STAMP) ## build the pages into docs/_build/html, warnings are errors; then run their examples
+docs: $(STAMP) ## run the notebooks and build the pages into docs/_build/html, warnings are errors; then run their examples
 	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
-	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -b doctest docs docs/_build/doctest
+	$(ONE_THREAD) $(BIN)/python -m sphinx -W --keep-going -q -D nb_execution_mode=off -b doctest docs docs/_build/doctest
 	@echo "docs/_build/html/index.html"
 
 bench: $(STAMP) ## time steps, samplers, averages and data beside the peers that are installed (a selection; minutes)

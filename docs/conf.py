@@ -1,4 +1,4 @@
-"""Sphinx configuration: furo, Markdown by myst, API pages from docstrings. Builds without network; warnings are errors (`make docs`)."""
+"""Sphinx configuration: furo, pages and notebooks by MyST, API pages from docstrings. Builds offline; warnings are errors (`make docs`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ author = "The diffx developers"
 copyright = "The diffx developers, Apache-2.0"
 release = version = re.search(r'__version__ = "(.+)"', (ROOT / "diffx" / "version.py").read_text()).group(1)
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # a name in single backticks links to its page where there is one
 toc_object_entries_show_parents = "hide"
 
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
+
+nb_execution_mode = "force"  # pages show what the notebooks gave in this very build
+nb_execution_timeout = 900
+nb_execution_raise_on_error = True
 
 napoleon_use_ivar = True
 napoleon_custom_sections = [("Class attributes", "params_style")]
