@@ -36,7 +36,7 @@ SEEN = ("mean_step", "unsteadiness", "mass_variation")
 WEIGHTS = (0.0, 2.0, 5.0, 10.0)
 SEEDS = (0, 1000)
 CLIPS, KNOWN = 64, 4
-SHORT = ("module.denoiser.net.net.image.width=32", "module.stills=1", "trainer.max_steps=800")  # of video/clips, for one CPU
+SHORT = ("module.stills=1", "trainer.max_steps=600")  # of video/clips, for one CPU
 PAGE = "techniques/video.md"
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 
@@ -86,7 +86,7 @@ def yardsticks(x: Tensor) -> dict[str, Tensor]:
 
 def clips(runs: Path, path: str) -> list[list[str]]:
     """Rows of ``clips``; a sheet of real clips above drawn ones goes into the docs."""
-    told = f"{{_target_: diffx.data.Arrays, arrays: {path}, images: videos, batch_size: 8, val: 0.05}}"
+    told = f"{{_target_: diffx.data.Arrays, arrays: {path}, images: videos, batch_size: 4, val: 0.05}}"
     run = Run("video/clips", "short", (f"data={told}", *SHORT))
     train(runs, [run])
     module = diffx.load(str(run.folder(runs)))

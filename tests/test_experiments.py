@@ -1,12 +1,17 @@
 """Every experiment builds, trains and is judged in its small form; there is no other way of shrinking one."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from diffx import evaluate, fit, load, sample
+from diffx.recipes.build import build
+from diffx.recipes.compose import compose
+from diffx.recipes.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
 ALIKE = {
@@ -42,6 +47,30 @@ def test_runs_in_its_small_form(name, tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert evaluate.main([f"run={run}", "n=20", "items=200"]) == 0
         assert "claim" in capsys.readouterr().out
+
+
+def networks(tree):
+    """The outermost sections of a recipe that name a network and load nothing."""
+    if isinstance(tree, dict) and str(tree.get("_target_", "")).startswith("diffx.networks.") and "diffx.load" not in str(tree):
+        yield tree
+    else:
+        for part in tree.values() if isinstance(tree, dict) else ():
+            yield from networks(part)
+
+
+def full_size(name):
+    """The recipe as it stands, with the reader's own paths made up."""
+    try:
+        return compose(name).tree
+    except RecipeError as error:
+        return compose(name, [f"{key}=somewhere" for key in re.findall(r"([\w.]+) must be given", str(error))]).tree
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_build_at_full_size(name):
+    with torch.device("meta"):
+        for section in networks(full_size(name)["module"]):
+            assert sum(p.numel() for p in build(section).parameters()) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -139,7 +139,7 @@ class WaveUNet(nn.Module):
 
         def row(level: int, cin: int, count: int) -> nn.ModuleList:
             width = widths[level]
-            heads = count_heads(width, head_dim)
+            heads = count_heads(width, head_dim) if level in attending | crossing else 0
             return nn.ModuleList(
                 Block(
                     WaveBlock(width if i else cin, width, emb, kernel),
