@@ -164,15 +164,18 @@ def stream(order: Order, start: int, batch_size: int, rank: int = 0, world: int 
 def shard(n: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Request]:
     """Cut the items ``rank, rank + world, ...`` of ``n`` into batches: each item on one rank, once, in a fixed order.
 
-    All ranks get the same number of batches, so that a sharded network meets no partner missing; the last ones may be shorter. (With a
-    batch size of 1 the ranks with one item less have one batch less.)
+    All ranks get the same number of batches, so that a sharded network meets no partner missing; the last ones may be shorter. Where items
+    do not suffice for that, with a batch size of 1 or fewer items than ranks, the ranks with one item less see one once more.
     """
     items = np.arange(rank, n, world)
     batches = ceil(ceil(n / world) / batch_size)
     cuts = [min(i * batch_size, len(items)) for i in range(batches + 1)]
     if batches > 1 and cuts[-2] == cuts[-1]:
         cuts[-2] -= 1
-    return [[(0, items[a:b])] for a, b in pairwise(cuts) if b > a]
+    rows = [items[a:b] for a, b in pairwise(cuts) if b > a]
+    if len(rows) < batches:
+        rows.append(items[-1:] if len(items) else np.array([rank % n]))
+    return [[(0, row)] for row in rows]
 
 
 def split(n: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
