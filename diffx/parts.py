@@ -9,7 +9,7 @@ from typing import Any, Self
 import lightning as L
 from torch import Tensor, nn
 
-from .networks.units import checkpoint_activations
+from .networks.units import Constrained, checkpoint_activations
 
 __all__ = ["Parts", "freeze"]
 
@@ -57,6 +57,12 @@ class Parts(L.LightningModule):
         if not sum(checkpoint_activations(net) for net in nets):
             raise ValueError(f"{' and '.join(type(net).__name__ for net in nets)} is no stack of blocks (diffx.networks.Unit); train "
                              "it without")  # fmt: skip
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Bring trained weights that are bound to a constraint back to it."""
+        for layer in self.modules():
+            if isinstance(layer, Constrained) and layer.training:
+                layer.constrain()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters to descend by their names in ``state_dict``."""

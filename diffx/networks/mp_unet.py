@@ -23,7 +23,7 @@ from .border import Conditions
 from .embedders import Exact, one_hot, visible_vector
 from .layers import Context
 from .unet import PictureUNet, check_levels, levels_at, name_attention
-from .units import Unit
+from .units import Constrained, Unit
 
 __all__ = ["MPUNet"]
 
@@ -56,7 +56,7 @@ def mp_cat(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a * (half / math.sqrt(a.shape[1])), b * (half / math.sqrt(b.shape[1]))], 1)
 
 
-class MPLayer(nn.Module):
+class MPLayer(Constrained):
     """A linear map or convolution without bias, each of whose outputs has weights of unit length (eq. 47).
 
     In training the weights that are kept are brought to unit magnitude, too, once per change (forced weight normalisation, eq. 66):
@@ -74,20 +74,24 @@ class MPLayer(nn.Module):
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """Map ``(..., inputs)``, or ``(B, inputs, H, W)``; ``gain`` is a factor on the output."""
-        axes = tuple(range(1, self.weight.ndim))
         if self.training:
-            self._force(axes)
-        weight = unit(self.weight, axes) * (gain / math.sqrt(self.weight[0].numel()))
+            self.constrain()
+        weight = unit(self.weight, self._inputs) * (gain / math.sqrt(self.weight[0].numel()))
         if self.weight.ndim == 2:
             return F.linear(x, weight.to(x.dtype))
         return F.conv2d(x, weight.to(x.dtype), padding=self.weight.shape[-1] // 2)
 
     @torch.no_grad()
-    def _force(self, axes: tuple[int, ...]) -> None:
+    def constrain(self) -> None:
+        """Bring the weights to unit magnitude where they have changed."""
         if torch.compiler.is_compiling() or self.weight._version != self._seen:
-            self.weight.copy_(unit(self.weight, axes))
+            self.weight.copy_(unit(self.weight, self._inputs))
             if not torch.compiler.is_compiling():
                 self._seen = self.weight._version
+
+    @property
+    def _inputs(self) -> tuple[int, ...]:
+        return tuple(range(1, self.weight.ndim))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": -1}  # versions count the changes of one tensor, not of its copies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Unit", "checkpoint_activations", "units"]
+__all__ = ["Constrained", "Unit", "checkpoint_activations", "units"]
 
 
 class Unit(nn.Module):
@@ -19,6 +20,17 @@ class Unit(nn.Module):
     A unit is entered by a call, never by one of its methods or weights from outside, changes none of its inputs, and gives the same when
     it is called again with the same random numbers. Units may stand in units: the outermost ones count.
     """
+
+
+class Constrained(nn.Module, ABC):
+    """Base of layers whose weights are bound to a constraint, such as unit length, that optimizer steps leave.
+
+    `diffx.module.DiffusionModule` calls `constrain` before each training step, where every rank has its own part of sharded weights.
+    """
+
+    @abstractmethod
+    def constrain(self) -> None:
+        """Bring the weights back to the constraint."""
 
 
 def units(net: nn.Module) -> Iterator[nn.Module]:

@@ -142,6 +142,7 @@ class ProgressiveDistillation(Distillation):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Cross the border to the next stage before its first step, so that a checkpoint at the border belongs to the old stage."""
+        super().on_train_batch_start(batch, batch_idx)
         if self.phase_done() and self.phase + 1 < len(self.iterations):
             self.new_phase()
 
