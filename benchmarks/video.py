@@ -85,7 +85,7 @@ def yardsticks(x: Tensor) -> dict[str, Tensor]:
 
 
 def clips(runs: Path, path: str) -> list[list[str]]:
-    """Rows of ``clips``; a sheet of real clips above drawn ones goes into the docs."""
+    """Rows of ``clips``; a sheet of real clips above drawn ones is written into the folder of runs."""
     told = f"{{_target_: diffx.data.Arrays, arrays: {path}, images: videos, batch_size: 4, val: 0.05}}"
     run = Run("video/clips", "short", (f"data={told}", *SHORT))
     train(runs, [run])
@@ -93,7 +93,7 @@ def clips(runs: Path, path: str) -> list[list[str]]:
     real, held_out = (items["x"] for items in real_items(Arrays(path, 8, images="videos", val=0.05)) if items is not None)
     drawn = module.sample(64, seed=0, chunk=16)
     found = measure(Evidence(drawn, real, held_out=held_out), (*MOTION, NEAREST))[0]
-    media.save(media.grid(torch.cat([held_out[:8], drawn[:16]]), columns=8), IMAGES / "clips.gif")
+    media.save(media.grid(torch.cat([held_out[:8], drawn[:16]]), columns=8), runs / "video" / "clips.gif")
     keys = dict.fromkeys(SEEN, "train") | {"frechet_clip": "held_out", "nearest": "held_out"}
     return [
         ["drawn", *(f"{found[name]['value']:.3f}" for name in keys)],
