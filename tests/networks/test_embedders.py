@@ -7,7 +7,7 @@ import torch
 
 from diffx.conditions import Cond
 from diffx.networks import SongUNet, UNet
-from diffx.networks.embedders import FourierEmbedding, LabelEmbedding, NoiseEmbedding, sinusoid
+from diffx.networks.embedders import FourierEmbedding, LabelEmbedding, NoiseEmbedding, one_hot, sinusoid
 
 
 @pytest.mark.parametrize(("endpoint", "last"), [(False, 10_000 ** -(3 / 4)), (True, 10_000**-1)])
@@ -48,9 +48,14 @@ def test_labels_are_rows_and_the_null_label_is_zero():
     assert torch.equal(emb.rows.weight.grad, torch.tensor([1.0, 0.0, 1.0])[:, None].expand(3, 5))
 
 
-def test_song_scales_its_one_hot_label_and_has_the_sines_first():
+def test_one_hot_labels_have_mean_square_one_and_the_null_label_is_zero():
+    label = Cond(label=torch.tensor([1, 4, 2]), keep={"label": torch.tensor([True, True, False])})
+    assert torch.equal(one_hot(label, 4, torch.zeros(3)), torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0] * 4, [0.0] * 4]))
+    assert torch.equal(one_hot(Cond(), 4, torch.zeros(3)), torch.zeros(3, 4))
+
+
+def test_song_has_the_sines_first():
     net = SongUNet(width=16, mults=(1,), blocks=1, attention_levels=(), classes=4)
-    assert torch.equal(net.one_hot(Cond(label=torch.tensor([1, 4])), 2), torch.tensor([[0.0, 2.0, 0.0, 0.0], [0.0] * 4]))
     seen = []
     net.first.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     torch.nn.init.zeros_(net.label.weight)
