@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipes import recorded
+from ..version import __version__
 from .buckets import Size
 from .kept import KeptPictures
 from .listing import Layout, Listing, list_files
@@ -55,7 +56,7 @@ class FolderItems(PictureItems):
         reader, box = self.reader, self.reader.box
         assert box is not None
         files = [(str(path), *stamp) for path, stamp in zip(self.listing.paths, self._stamps(range(len(self))), strict=True)]
-        self.kept = KeptPictures(folder, [files, reader.draft], len(files), (reader.channels, *box))
+        self.kept = KeptPictures(folder, [files, reader.draft, __version__], len(files), (reader.channels, *box))
 
     def extent(self, index: int) -> Size:
         """Read the head of the file."""
