@@ -14,12 +14,16 @@ from diffx.recipes.compose import compose
 from diffx.recipes.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
-ALIKE = {
+ALIKE = {  # recipes whose path another one takes, too
+    "digits/guided_few",
+    "emoji/cascade_64",
+    "imagen/sr_1024",
     "imagen_video/3_size",
     "imagen_video/4_size",
     "imagen_video/6_frames",
     "imagen_video/7_size",
-}  # to stages 2 and 5
+    "imagenet/sit_xl_2",
+}
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
 
 
