@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from . import files
 from .experts import Experts
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def offloaded(
     Args:
         module: its denoiser is an `Experts`.
         device: where it samples.
-        folder: where the experts' weights are written and then mapped into memory page by page, instead of being held; None = they are
-            held in host memory, pinned if the device is a GPU.
+        folder: where the experts' weights are written, as ``expert_0.pt`` and so on in place of earlier ones, and then mapped into memory
+            page by page, instead of being held; None = they are held in host memory, pinned if the device is a GPU.
         ahead: bring the next cleaner expert while one is at work; two are on the device then.
 
     Raises:
@@ -125,9 +126,9 @@ def own_tensors(nets: Sequence[nn.Module]) -> list[list[Tensor]]:
 
 
 def _mapped(values: list[Tensor], path: Path) -> list[Tensor]:
-    """The same values, written to a file and mapped from it."""
+    """The same values, written to a file and mapped from it; an earlier file of that name lives on for those who have it mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(values, path)
+    files.write(path, lambda file: torch.save(values, file))
     return torch.load(path, mmap=True, weights_only=True)
 
 

@@ -57,6 +57,15 @@ def test_64_samples_in_parts_of_16_move_each_expert_once(kind, tmp_path):
     assert torch.equal(module.sample(64, seed=0, guidance=Split(16)), plain)
 
 
+def test_a_folder_may_be_used_again_while_weights_are_mapped_from_it(tmp_path):
+    module = ensemble()
+    plain = module.sample(2, seed=0)
+    for _ in range(2):
+        with offloaded(module, "cpu", folder=tmp_path):
+            assert torch.equal(module.sample(2, seed=0), plain)
+    assert torch.equal(module.sample(2, seed=0), plain)
+
+
 def test_ahead_brings_the_next_one_early_and_never_a_third():
     module = ensemble()
     plain = module.sample(2, seed=0)
