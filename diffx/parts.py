@@ -34,6 +34,7 @@ class Parts(L.LightningModule):
     averaged: tuple[str, ...] = ("denoiser",)
     takes_turns = False
     large: tuple[str, ...] = ()
+    _constrained: tuple[Constrained, ...] = ()
 
     def networks(self, *names: str) -> list[nn.Module]:
         """The networks in the named parts, those trained by default: each is entered by a call and sharded or compiled as a whole.
@@ -58,10 +59,14 @@ class Parts(L.LightningModule):
             raise ValueError(f"{' and '.join(type(net).__name__ for net in nets)} is no stack of blocks (diffx.networks.Unit); train "
                              "it without")  # fmt: skip
 
+    def on_train_start(self) -> None:
+        """Find what is bound to a constraint once, for a walk through all modules would cost every step."""
+        self._constrained = tuple(layer for layer in self.modules() if isinstance(layer, Constrained))
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Bring trained weights that are bound to a constraint back to it."""
-        for layer in self.modules():
-            if isinstance(layer, Constrained) and layer.training:
+        for layer in self._constrained:
+            if layer.training:
                 layer.constrain()
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -71,6 +76,14 @@ class Parts(L.LightningModule):
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters whose averages are kept, by their names in ``state_dict``."""
         return {name: p for name, p in self._named(self.averaged, self.named_parameters()) if p.requires_grad}
+
+    def turns(self) -> list[set[str]]:
+        """Sets of averaged parameters, by their names in ``state_dict``, of which a step trains one; averages rest with them."""
+        return []
+
+    def turn(self, step: int) -> int:
+        """Which of `turns` is trained in optimizer step ``step``."""
+        return 0
 
     def averaged_buffers(self) -> dict[str, Tensor]:
         """The persistent buffers of the averaged parts, by their names in ``state_dict``."""

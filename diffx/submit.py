@@ -110,26 +110,71 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> None:
+    job = prepared(argv)
+    if job.dry:
+        print(job.text, end="")
+    else:
+        job.submit()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A checked job.
+
+    Args:
+        name: of the experiment, and of the run if it has one of its own.
+        text: the batch file.
+        runs: folder of all runs; batch files and output lie in its ``slurm``.
+        folder: of the run; ``{job}`` in it stands for the job's number.
+        tasks: how many there are.
+        dry: whether it is only to be looked at.
+    """
+
+    name: str
+    text: str
+    runs: Path
+    folder: Path
+    tasks: int
+    dry: bool
+
+    def submit(self, after: str | None = None) -> str:
+        """Write the batch file and queue it; the number of the job.
+
+        Args:
+            after: number of a job that has to end well before.
+
+        Raises:
+            OSError: there is no sbatch, or it refuses the job.
+        """
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        file = self.runs / "slurm" / f"{_job_name(self.name)}-{stamp}-{os.getpid()}.sh"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(self.text, encoding="utf-8")
+        job = _sbatch(file, after)
+        print(f"job {job}: {self.tasks} {'tasks' if self.tasks > 1 else 'task'}, from {file}")
+        print(f"run folder {str(self.folder).format(job=job)}, output {file.parent}")
+        return job
+
+
+def prepared(argv: Sequence[str]) -> Batch:
+    """Check the command line of a job and write its batch file's text.
+
+    Raises:
+        RecipeError: a mistake on the command line.
+    """
     line = cli.parse(argv, USAGE, flags=("dry-run",))
     options, overrides = _split(line)
     tasks = options.tasks()
     for task in tasks:
         config = cli.experiment(cli.Line(line.experiment, (*overrides, *task), frozenset(), line.folders))
-    if "run" in config.tree and len(tasks) > 1:
+    run = config.tree.get("run")
+    if run and len(tasks) > 1:
         raise RecipeError("run= would put all tasks of the array into one folder; leave it out, they are named after the job")
     runs = Path(config.tree.get("runs", "runs"))
     words = [f"experiment={line.experiment}", *overrides, *(f"--experiments-dir={Path(folder).resolve()}" for folder in line.folders)]
     text = batch_file(options, config.name, words, argv, log=runs / "slurm", gpu=_on_gpu(config.tree))
-    if "dry-run" in line.flags:
-        print(text, end="")
-        return
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    file = runs / "slurm" / f"{_job_name(config.name)}-{stamp}-{os.getpid()}.sh"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
-    job = _sbatch(file)
-    print(f"job {job}: {len(tasks)} {'tasks' if len(tasks) > 1 else 'task'} on {options.nodes} nodes each, from {file}")
-    print(f"run folder {runs / config.name / job}{'_<task>' if tasks != [[]] else ''}, output {runs / 'slurm'}")
+    folder = runs / config.name / (run or ("{job}" if tasks == [[]] else "{job}_<task>"))
+    return Batch(f"{config.name}-{run}" if run else config.name, text, runs, folder, len(tasks), "dry-run" in line.flags)
 
 
 def _split(line: cli.Line) -> tuple[Options, list[str]]:
@@ -195,14 +240,15 @@ def batch_file(options: Options, experiment: str, words: Sequence[str], argv: Se
     return "\n".join(lines)
 
 
-def _sbatch(file: Path) -> str:
-    """Submit; the job's number.
+def _sbatch(file: Path, after: str | None) -> str:
+    """Submit; the job's number. A job whose condition can no longer come true leaves the queue.
 
     Raises:
         OSError: there is no sbatch, or it refuses the job.
     """
+    condition = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     try:
-        done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(["sbatch", "--parsable", *condition, str(file)], capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError as error:
         raise OSError(f"there is no sbatch on this machine; copy {file} to the cluster, or look at it with --dry-run") from error
     if done.returncode != 0:

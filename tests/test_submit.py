@@ -81,7 +81,8 @@ def test_submission(here, capsys, monkeypatch):
     fake(here, monkeypatch, "sbatch", 'echo "77;main"; test "$1" = --parsable -a -f "$2"')
     assert submit.main(["experiment=digits/edm", "nodes=2"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("job 77: 1 task on 2 nodes each, from runs/slurm/digits-edm-") and "run folder runs/digits/edm/77," in out
+    assert out.startswith("job 77: 1 task, from runs/slurm/digits-edm-") and "run folder runs/digits/edm/77," in out
+    assert submit.main(["experiment=digits/edm", "run=mine"]) == 0 and "run folder runs/digits/edm/mine," in capsys.readouterr().out
     fake(here, monkeypatch, "sbatch", "echo invalid partition >&2; exit 1")
     assert submit.main(["experiment=digits/edm"]) == 1
     assert "invalid partition" in capsys.readouterr().err

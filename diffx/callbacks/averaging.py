@@ -101,10 +101,11 @@ class Averaging(Callback):
 
     def _begin(self, module: DiffusionModule) -> None:
         self._module = module
-        self.shadows = Shadows(module.averaged_parameters(), self.profiles, every=self.update_every, device=self.device)
+        self.shadows = Shadows(module.averaged_parameters(), self.profiles, every=self.update_every, device=self.device,
+                               turns=module.turns())  # fmt: skip
 
     def _catch_up(self) -> None:
         """Idempotent, so that a checkpoint written by a callback that runs earlier than this one holds the same averages."""
         if self._watch is not None and self.shadows is not None and self._watch.taken():
             assert self._module is not None
-            self.shadows.update(self._module.global_batch)
+            self.shadows.update(self._module.global_batch, self._module.turn(self._module.global_step - 1))

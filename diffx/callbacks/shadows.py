@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,8 +17,30 @@ __all__ = ["Shadows"]
 State = dict[str, Any]
 
 
+@dataclass
+class Clock:
+    """Steps that a set of parameters has seen, and the decays that wait to be applied to its averages, by profile.
+
+    Args:
+        pending: profile -> product of the decays since the last update of the averages.
+        seen: images.
+        updates: optimizer steps.
+    """
+
+    pending: dict[str, float]
+    seen: int = 0
+    updates: int = 0
+
+    def tick(self, profiles: Mapping[str, Profile], batch: int) -> None:
+        """One optimizer step of ``batch`` images."""
+        for name, profile in profiles.items():
+            self.pending[name] *= profile.beta(self.seen, batch, self.updates)
+        self.seen += batch
+        self.updates += 1
+
+
 class Shadows:
-    """Averages of one set of parameters, updated together.
+    """Averages of one set of parameters. Parameters that are trained in turns have clocks of their own, which rest while they do.
 
     Sharded parameters (DTensor) are averaged shard by shard, which needs no communication because the update is elementwise.
 
@@ -26,38 +49,45 @@ class Shadows:
         profiles: name -> profile.
         every: apply the decays of this many optimizer steps at once; the decays multiply, so the averaging length stays what it is.
         device: where the averages live; None is next to the parameters.
+        turns: disjoint sets of names; a step trains one of them and all parameters that are in none.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], profiles: Mapping[str, Profile], *, every: int = 1,
-                 device: str | torch.device | None = None) -> None:  # fmt: skip
+                 device: str | torch.device | None = None, turns: Sequence[Collection[str]] = ()) -> None:  # fmt: skip
         self.parameters = dict(parameters)
         self.profiles = dict(profiles)
         self.every = every
         self.device = device
         if not self.parameters:
             raise ValueError("there is nothing to average: the module's averaged parts have no parameter with requires_grad")
-        self.seen = self.updates = 0
-        self.pending = dict.fromkeys(self.profiles, 1.0)
+        self.clock, *self.turns = (Clock(dict.fromkeys(self.profiles, 1.0)) for _ in range(1 + len(turns)))
+        self._turn_of = {key: k for k, keys in enumerate(turns) for key in keys}
         with torch.inference_mode(False), torch.no_grad():
             self.weights = {name: {key: self._copy(p) for key, p in self.parameters.items()} for name in self.profiles}
         self._localise()
 
     @torch.no_grad()
-    def update(self, batch: int) -> None:
-        """Take one optimizer step of ``batch`` images into the averages."""
-        for name, profile in self.profiles.items():
-            self.pending[name] *= profile.beta(self.seen, batch, self.updates)
-        self.seen += batch
-        self.updates += 1
-        if self.updates % self.every:
-            return
-        first = next(iter(self._locals.values()))
-        sources: list[Tensor] = list(self.parameters.values())
+    def update(self, batch: int, turn: int = 0) -> None:
+        """Take one optimizer step of ``batch`` images into the averages.
+
+        Args:
+            batch: images of all ranks.
+            turn: which of the sets that take turns was trained.
+        """
+        clocks = {None: self.clock, turn: self.turns[turn]} if self.turns else {None: self.clock}
+        for group, clock in clocks.items():
+            clock.tick(self.profiles, batch)
+            if clock.updates % self.every == 0 and group in self._groups:
+                self._apply(clock, group)
+
+    def _apply(self, clock: Clock, group: int | None) -> None:
+        shadows, parameters = self._groups[group]
+        first, sources = next(iter(shadows.values())), parameters
         if not self._plain:
-            sources = [_like(local(p), shadow) for p, shadow in zip(sources, first, strict=True)]
-        for name, shadows in self._locals.items():
-            torch._foreach_lerp_(shadows, sources, 1 - self.pending[name])
-            self.pending[name] = 1.0
+            sources = [_like(local(p), shadow) for p, shadow in zip(parameters, first, strict=True)]
+        for name, averages in shadows.items():
+            torch._foreach_lerp_(averages, sources, 1 - clock.pending[name])
+            clock.pending[name] = 1.0
 
     def swap_in(self, name: str) -> dict[str, Tensor]:
         """Put the averages into the parameters and return what was there, for `swap_out`."""
@@ -77,17 +107,22 @@ class Shadows:
 
     def state(self) -> State:
         """Averages, sharded where the parameters are, and counters."""
-        profiles = {name: {"weights": dict(weights), "pending": self.pending[name]}
+        profiles = {name: {"weights": dict(weights), "pending": self.clock.pending[name]}
                     for name, weights in self.weights.items()}  # fmt: skip
-        return {"profiles": profiles, "seen": self.seen, "updates": self.updates}
+        turns = [asdict(clock) for clock in self.turns]
+        return {"profiles": profiles, "seen": self.clock.seen, "updates": self.clock.updates, "turns": turns}
 
     def load(self, state: State) -> None:
         """Take back what `state` gave.
 
         Raises:
-            ValueError: profiles, names or shapes differ from this object's.
+            ValueError: profiles, names, shapes or the number of turns differ from this object's.
         """
         _same("averaging profiles", state["profiles"], self.profiles)
+        turns = state.get("turns", [])
+        if len(turns) != len(self.turns):
+            raise ValueError(f"the checkpoint has averages of {len(turns)} parts that take turns, but there are {len(self.turns)}; "
+                             "resume with the configuration it was written with")  # fmt: skip
         for name, saved in state["profiles"].items():
             _same("averaged parameters", saved["weights"], self.parameters)
             for key, w in saved["weights"].items():
@@ -95,8 +130,8 @@ class Shadows:
                 if w.shape != shadow.shape:
                     raise ValueError(f"the average of {key} has shape {tuple(w.shape)} in the checkpoint, but {tuple(shadow.shape)} here")
                 local(shadow).copy_(local(placed(w, shadow)))
-            self.pending[name] = saved["pending"]
-        self.seen, self.updates = state["seen"], state["updates"]
+        self.clock = Clock({name: saved["pending"] for name, saved in state["profiles"].items()}, state["seen"], state["updates"])
+        self.turns = [Clock(**clock) for clock in turns]
 
     def to_parameters(self) -> None:
         """Follow the parameters to their device."""
@@ -119,8 +154,13 @@ class Shadows:
         return DTensor.from_local(value, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
 
     def _localise(self) -> None:
-        """The tensors that the update works on, and whether the parameters can be read as they are."""
-        self._locals = {name: [local(w) for w in weights.values()] for name, weights in self.weights.items()}
+        """For each clock the tensors that its updates work on, and whether the parameters can be read as they are."""
+        keys: dict[int | None, list[str]] = {}
+        for key in self.parameters:
+            keys.setdefault(self._turn_of.get(key), []).append(key)
+        self._groups: dict[int | None, tuple[dict[str, list[Tensor]], list[Tensor]]]
+        self._groups = {turn: ({name: [local(weights[key]) for key in group] for name, weights in self.weights.items()},
+                               [self.parameters[key] for key in group]) for turn, group in keys.items()}  # fmt: skip
         device = None if self.device is None else torch.device(self.device)
         self._plain = all(p.dtype == torch.float32 and not is_sharded(p) and device in (None, p.device) for p in self.parameters.values())
 

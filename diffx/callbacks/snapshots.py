@@ -44,13 +44,13 @@ class PowerSnapshots(Averaging):
         """As `Averaging.on_train_start`."""
         super().on_train_start(trainer, pl_module)
         assert self.shadows is not None
-        self._written = self.shadows.seen
+        self._written = self.shadows.clock.seen
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: DiffusionModule, *_: Any) -> None:
         """Update; store whenever the images seen pass a multiple of ``every_images``."""
         super().on_train_batch_end(trainer, pl_module)
         assert self.shadows is not None
-        if self.shadows.seen // self.every_images > self._written // self.every_images:
+        if self.shadows.clock.seen // self.every_images > self._written // self.every_images:
             self._store(trainer, pl_module)
 
     def on_phase(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
@@ -62,12 +62,12 @@ class PowerSnapshots(Averaging):
         """Store the averages at the end."""
         super().on_train_end(trainer, pl_module)
         assert self.shadows is not None
-        if self.shadows.seen > self._written:
+        if self.shadows.clock.seen > self._written:
             self._store(trainer, pl_module)
 
     def _store(self, trainer: Trainer, module: DiffusionModule) -> None:
         assert self.shadows is not None
-        seen = self._written = self.shadows.seen
+        seen = self._written = self.shadows.clock.seen
         folder = Path(trainer.default_root_dir, "snapshots", f"phase{module.phase}" if module.phase else "")
         for name, profile in self.shadows.profiles.items():
             assert isinstance(profile, Power)

@@ -25,7 +25,7 @@ class Unit(nn.Module):
 class Constrained(nn.Module, ABC):
     """Base of layers whose weights are bound to a constraint, such as unit length, that optimizer steps leave.
 
-    `diffx.module.DiffusionModule` calls `constrain` before each training step, where every rank has its own part of sharded weights.
+    A fit of `diffx.module.DiffusionModule` calls `constrain` before each step, where every rank has its own part of sharded weights.
     """
 
     @abstractmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,8 @@ class NoiseBandExperts(EDM):
 
     The expert of a step is a function of seed and step, the same on all ranks and in all micro-batches, so a gradient is never averaged
     with the zeros of ranks that trained another one. Idle experts have no gradient, not a zero one: the optimizer leaves them as they are,
-    momentum and decay included. Data-parallel runs need ``strategy=ddp_find_unused_parameters_true``.
+    momentum and decay included, and so does their moving average, which counts the images of its own steps. Data-parallel runs need
+    ``strategy=ddp_find_unused_parameters_true``.
 
     Experts that were trained one by one (`inherit`) make such a module, too, when they are joined (`joined`, ``python -m diffx.merge``).
 
@@ -56,6 +58,15 @@ class NoiseBandExperts(EDM):
         """Whose turn it is in optimizer step ``step``."""
         weights = torch.tensor(self.denoiser.bands.masses, dtype=torch.float64) ** self.tau
         return int(torch.multinomial(weights, 1, generator=rng.generator(self.seed, "expert", step)))
+
+    turn = expert
+
+    def turns(self) -> list[set[str]]:
+        """What each expert has for itself; what all share is trained in every step."""
+        owners = Counter(id(p) for net in self.denoiser.net for p in net.parameters())
+        averaged = self.averaged_parameters()
+        return [{name for name, p in averaged.items() if id(p) in mine and owners[id(p)] == 1}
+                for mine in ({id(p) for p in net.parameters()} for net in self.denoiser.net)]  # fmt: skip
 
     def levels(self, n: int) -> Tensor:
         """Levels of the step's own band; of all bands outside of training steps."""

@@ -106,7 +106,7 @@ def test_one_update_per_optimizer_step_in_images(tmp_path):
     """Two micro-batches of 4 count as one step of 8 images."""
     ema = EMA()
     trainer(tmp_path, 3, [ema], accumulate_grad_batches=2).fit(Toy(), toy_data())
-    assert ema.shadows.updates == 3 and ema.shadows.seen == 24
+    assert ema.shadows.clock.updates == 3 and ema.shadows.clock.seen == 24
 
 
 def test_steps_that_a_gradient_scaler_skipped_do_not_count(tmp_path):
@@ -128,7 +128,7 @@ def test_steps_that_a_gradient_scaler_skipped_do_not_count(tmp_path):
 
     ema = EMA()
     trainer(tmp_path, 5, [Overflow(), ema]).fit(Toy(), toy_data())
-    assert ema.shadows.updates == 3
+    assert ema.shadows.clock.updates == 3
 
 
 @pytest.mark.parametrize("every", [2, 3])
@@ -363,14 +363,14 @@ def test_a_new_phase_starts_the_averages_again(tmp_path):
 
     ema, module = EMA(halflife=30), Toy()
     trainer(tmp_path, 4, [ema, NewPhase()]).fit(module, toy_data())
-    assert ema.shadows.updates == 1 and ema.shadows.seen == 4
+    assert ema.shadows.clock.updates == 1 and ema.shadows.clock.seen == 4
     assert same(averages(ema), {name: p.detach() for name, p in module.averaged_parameters().items()})  # its first update copies
 
 
 def test_a_second_fit_of_the_same_module_goes_on(tmp_path):
     _, ema, module = fitted(tmp_path)
     trainer(tmp_path, 3, [ema]).fit(module, toy_data())
-    assert ema.shadows.updates == 7
+    assert ema.shadows.clock.updates == 7
 
 
 def test_a_checkpoint_with_other_profiles_is_refused(tmp_path):

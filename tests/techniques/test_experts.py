@@ -11,6 +11,7 @@ from technique_list import edm, experts, labels, pictures, unet
 
 import diffx
 from diffx import Denoiser, Euler, Heun, LogNormal, merge
+from diffx.callbacks import EMA
 from diffx.experts import Experts
 from diffx.schedules import Band, Bands
 from diffx.techniques import NoiseBandExperts, expert_tree, inherit
@@ -109,6 +110,35 @@ def test_a_step_trains_one_expert_and_leaves_the_others_untouched(tmp_path):
         assert any(moved) if k == busy else not any(moved)
         known = [p in run.optimizers[0].state for p in net.parameters()]
         assert all(known) if k == busy else not any(known)
+
+
+class Trail(L.Callback):
+    """The weights after every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.steps.append({name: p.detach().clone() for name, p in module.named_parameters()})
+
+
+@pytest.mark.parametrize("own", [("*",), ("*conv2*",)])
+def test_an_average_counts_the_steps_of_its_expert(tmp_path, own):
+    """A half-life that grows with the images seen makes an average depend on all steps; those of other experts are none of its own."""
+    module, trail, ema = experts(own), Trail(), EMA(halflife=40, rampup=0.5)
+    averages = {name: p.detach().clone() for name, p in module.named_parameters()}
+    trained(module, 12, tmp_path, callbacks=[trail, ema])
+    owners = [[k for k, net in enumerate(module.denoiser.net) if any(q is p for q in net.parameters())] for p in module.parameters()]
+    seen = dict.fromkeys(averages, 0)
+    for step, weights in enumerate(trail.steps):
+        for (name, value), whose in zip(weights.items(), owners, strict=True):
+            if module.expert(step) in whose:
+                beta = 0.5 ** (6 / max(min(40, 0.5 * seen[name]), 1e-8))
+                averages[name], seen[name] = beta * averages[name] + (1 - beta) * value, seen[name] + 6
+    assert (72 in seen.values()) == (own != ("*",)) and len(set(seen.values())) == len(module.denoiser.net) + (own != ("*",))
+    with ema.applied(module):
+        for name, p in module.named_parameters():
+            torch.testing.assert_close(p, averages[name], atol=1e-6, rtol=1e-5)
 
 
 def test_all_micro_batches_and_validation_meet_the_right_levels(tmp_path):
