@@ -14,7 +14,7 @@ from . import cli, submit
 from .recipes.errors import RecipeError
 
 if TYPE_CHECKING:
-    from .techniques import Job
+    from .techniques.experts import Job
 
 __all__ = ["Options", "main"]
 
