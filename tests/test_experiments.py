@@ -16,6 +16,9 @@ from diffx.recipes.errors import RecipeError
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
 ALIKE = {  # recipes whose path another one takes, too
     "digits/guided_few",
+    "ediff_i/expert_64",
+    "ediff_i/sr_1024",
+    "ediff_i/sr_256",
     "emoji/cascade_64",
     "imagen/sr_1024",
     "imagen_video/3_size",
