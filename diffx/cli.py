@@ -189,11 +189,11 @@ def options(line: Line, kind: type[T]) -> T:
     return made
 
 
-def device(asked: str) -> str:
-    """The device that ``device=`` names; ``auto`` is the first GPU if there is one."""
+def device(asked: str, local: int = 0) -> str:
+    """The device that ``device=`` names; ``auto`` is a GPU if there is one, for the processes of a node (rank ``local``) in turn."""
     import torch
 
-    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return asked if asked != "auto" else f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _list(line: Line) -> NoReturn:

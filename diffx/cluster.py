@@ -16,7 +16,7 @@ from typing import Any
 
 from .recipes.errors import RecipeError
 
-__all__ = ["ADVICE", "Step", "check_rendezvous", "check_trainer", "first_host", "requeue", "step", "unresolved"]
+__all__ = ["ADVICE", "Step", "check_rendezvous", "check_trainer", "first_host", "requeue", "share", "step", "unresolved"]
 
 SHELLS = ("bash", "interactive")  # names of jobs in which a person types commands
 ADVICE = "set MASTER_ADDR in the batch script to a name or number of the first node that all nodes can resolve (127.0.0.1 on one machine)"
@@ -76,6 +76,18 @@ def step(environment: Mapping[str, str] = os.environ) -> Step | None:
     address = environment.get("MASTER_ADDR") or first_host(hosts)
     port = int(environment.get("MASTER_PORT") or 15000 + int(environment["SLURM_JOB_ID"]) % 10000)
     return Step(_job(environment), nodes, size // nodes, int(environment.get("SLURM_PROCID", "0")), address, port)
+
+
+def share(environment: Mapping[str, str] = os.environ) -> tuple[int, int, int]:
+    """(rank, number of processes, rank on this node) as torchrun or SLURM say; (0, 1, 0) where there is one process.
+
+    Raises:
+        RecipeError: see `step`.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return tuple(int(environment.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))  # type: ignore[return-value]
+    found = step(environment)
+    return (0, 1, 0) if found is None else (found.rank, found.size, found.rank % found.tasks)
 
 
 def _job(environment: Mapping[str, str]) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import cli
+from .cluster import share
 from .recipes.errors import RecipeError
 from .sample import check_sampler
 
@@ -49,6 +51,9 @@ what they are compared with
   out=         folder for report and grid (default: evaluate/ in the run folder)
   --strict     exit with 1 unless the claim is met
   --list       list the experiments
+
+Samples lie in the folder, chunk by chunk, until the report is written: the same command goes on where it was interrupted. Started by
+torchrun or srun, each process draws its share of them, and the one that finishes last measures.
 """
 
 
@@ -86,15 +91,18 @@ def _main(argv: Sequence[str]) -> int:
     weights, folder, config = _place(options, line.folders)
 
     from .asked import sampler_for
+    from .metrics.drawn import Unfinished
     from .metrics.evaluation import evaluate
     from .metrics.report import table
     from .recipes.build import build
     from .recipes.load import load, locate
 
+    rank, size, local = share()
     file = locate(weights)
-    device = cli.device(options.device)
+    device = cli.device(options.device, local)
     module = load(file, options.weights, device=device, trust=options.trust)
-    report = evaluate(
+    measured = partial(
+        evaluate,
         module,
         build(config.tree["data"], at="data"),
         n=options.n,
@@ -106,6 +114,7 @@ def _main(argv: Sequence[str]) -> int:
         chunk=options.chunk,
         items=options.items,
         folder=options.out or folder / "evaluate",
+        share=(rank, size),
         about={
             "experiment": config.name,
             "checkpoint": str(file),
@@ -114,6 +123,11 @@ def _main(argv: Sequence[str]) -> int:
             "command": shlex.join(["python", "-m", "diffx.evaluate", *argv]),
         },
     )
+    try:
+        report = measured()
+    except Unfinished as others:
+        print(f"rank {rank} of {size} is done: {others}")
+        return 0
     print(table(report))
     return 1 if "strict" in line.flags and report["kept"] is not True else 0
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from diffx import EDM, Cond, Denoiser, Heun, rng
 from diffx.data import Digits
 from diffx.evaluate import main
+from diffx.metrics.drawn import Unfinished
 from diffx.metrics.evaluation import evaluate, requests
 from diffx.metrics.real import real_items
 from diffx.metrics.report import table
@@ -128,7 +129,7 @@ def test_noise_misses_its_claim_and_says_everything(data, tmp_path):
     report = evaluate(
         module, data, claim=CLAIM, seed=7, guidance=1.5, chunk=50, folder=tmp_path / "evaluate", about={"weights": "ema:slow"}
     )
-    assert module.calls == [{"n": 200, "guidance": 1.5, "sampler": None, "seed": 7, "chunk": 50}]
+    assert module.calls == [{"n": 50, "guidance": 1.5, "sampler": None, "seed": 7 + k, "chunk": None} for k in (0, 50, 100, 150)]
     assert report["kept"] is False
     assert {name for name, entry in report["verdict"].items() if not entry["met"]} == {"accuracy", "frechet", "nearest"}
     path = tmp_path / "evaluate" / "ema_slow-n200-sampler-w1.5-seed7.json"
@@ -163,7 +164,7 @@ def test_yardsticks_without_a_picture_miss_the_claim(data, split, rule, missed):
 
 def test_copies_are_named(data, split):
     def copies(n, label, seed):
-        return torch.stack([split.train[(split.labels == c).nonzero()[i // 10, 0]] for i, c in enumerate(label)])
+        return torch.stack([split.train[(split.labels == c).nonzero()[i // 10, 0]] for i, c in enumerate(label, seed)])
 
     report = evaluate(Drawer(copies), data, claim={**CLAIM, "samples": 1000})
     assert {name for name, entry in report["verdict"].items() if not entry["met"]} == {"nearest_floor"}
@@ -187,6 +188,50 @@ def test_further_features_are_added_under_their_name(data):
     assert "fid" not in plain["figures"]
     assert plain["verdict"]["fid"]["reason"] == "not measured: these features were not asked for"
     assert "fid" in table(plain)
+
+
+def test_processes_share_the_samples(data, tmp_path):
+    """Two ranks draw other samples each, the last one measures all, and the report is that of one process; nothing else is left."""
+    whole = evaluate(Drawer(noise), data, n=210, chunk=50, folder=tmp_path / "alone")
+    first, second = Drawer(noise), Drawer(noise)
+    with pytest.raises(Unfinished, match=r"2 of 5 parts .* ranks \[1\]"):
+        evaluate(first, data, n=210, chunk=50, folder=tmp_path / "both", share=(0, 2))
+    assert [call["seed"] for call in first.calls] == [0, 100, 200]
+    shared = evaluate(second, data, n=210, chunk=50, folder=tmp_path / "both", share=(1, 2))
+    assert [call["seed"] for call in second.calls] == [50, 150]
+    assert shared["figures"] == whole["figures"]
+    assert sorted(path.suffix for path in (tmp_path / "both").rglob("*")) == [".json", ".png"]
+    with pytest.raises(ValueError, match="2 processes need a folder"):
+        evaluate(Drawer(noise), data, n=210, share=(0, 2))
+
+
+def test_an_interrupted_evaluation_goes_on(data, tmp_path):
+    """What was drawn is not drawn again, but only for the same seed; half a file is none."""
+
+    def tired(n, label, seed):
+        if seed >= 100:
+            raise KeyboardInterrupt
+        return noise(n, label, seed)
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(Drawer(tired), data, n=200, chunk=50, folder=tmp_path)
+    (next(tmp_path.glob("parts-*")) / ".00000100.pt.1.tmp").write_bytes(b"half")
+    other, again = Drawer(noise), Drawer(noise)
+    evaluate(other, data, n=200, chunk=50, folder=tmp_path, seed=1)
+    evaluate(again, data, n=200, chunk=50, folder=tmp_path)
+    assert [call["seed"] for call in other.calls] == [1, 51, 101, 151] and [call["seed"] for call in again.calls] == [100, 150]
+
+
+def test_other_weights_are_drawn_anew(data, tmp_path):
+    module, drawn = EDM(Denoiser(UNet(channels=1, width=8, mults=(1,), blocks=1)), shape=(1, 8, 8), sampler=Heun(2)), []
+    for weight in (0.0, 1.0, 0.0):
+        with torch.no_grad():
+            module.denoiser.net.head.bias.fill_(weight)
+        with pytest.raises(Unfinished):
+            evaluate(module, data, n=6, chunk=2, folder=tmp_path, share=(0, 2))
+        drawn.append(len(list(tmp_path.glob("parts-*"))))
+    assert drawn == [1, 2, 2]
 
 
 def test_another_count_gives_no_verdict(data):
@@ -270,6 +315,18 @@ def test_the_verb_from_a_run_folder(tmp_path, capsys, monkeypatch):
     report = json.loads((tmp_path / "elsewhere" / "raw-n4-euler2-w1-seed0.json").read_text())
     assert report["sampler"]["_target_"] == "diffx.samplers.Euler"
     assert main(["experiment=digits/tiny", "n=4"]) == 0  # its newest run
+
+
+def test_the_verb_started_twice(tmp_path, capsys, monkeypatch):
+    """As torchrun or srun start it; the second process finds the first one's samples and measures."""
+    run = run_folder(tmp_path)
+    for variables in ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert main([f"run={run}", "n=20", "chunk=5"]) == 0
+        said = capsys.readouterr().out
+        assert ("rank 0 of 2 is done: 2 of 4 parts" in said) == (variables["RANK"] == "0")
+    assert "20 samples, seed 0" in said
 
 
 def test_the_same_seed_gives_the_same_figures(tmp_path, capsys):

@@ -9,17 +9,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..recipes import recipe_of
 from ..recipes.runs import environment
 from .claim import Claim
+from .drawn import Parts, requests
 from .features import Features
 from .figures import FIGURES, PUBLISHED, Evidence, Figure, figure_names, measure
 from .own import own_features, own_figures
@@ -30,7 +29,6 @@ from .restored import restored_figures
 if TYPE_CHECKING:
     import lightning as L
 
-    from ..conditions import Cond
     from ..module import DiffusionModule
     from ..samplers import Sampler
 
@@ -50,6 +48,7 @@ def evaluate(
     chunk: int = 250,
     items: int = 10_000,
     folder: str | Path | None = None,
+    share: tuple[int, int] = (0, 1),
     name: str | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -67,7 +66,9 @@ def evaluate(
             under its name.
         chunk: samples drawn at once.
         items: largest number of training and of held-out items used; more are thinned out at random, always the same way.
-        folder: where ``<name>.json`` and ``<name>.png`` go; None writes nothing.
+        folder: where ``<name>.json`` and ``<name>.png`` go, and until then the samples, ``chunk`` to a file: an evaluation that was
+            interrupted goes on when it is called again. None writes nothing.
+        share: (rank, number of processes) where several draw samples into one ``folder``; the one that finds all there measures them.
         name: of those files; says count, guidance, sampler and seed by default.
         about: facts to put first in the report, e.g. the checkpoint.
 
@@ -75,14 +76,18 @@ def evaluate(
         The report that is written as JSON. ``report["kept"]`` is True, False, or None where there is no claim or no verdict on all of it.
 
     Raises:
-        ValueError: an unreadable claim, n < 1, no training items, samples that are not finite.
+        ValueError: an unreadable claim, n < 1, no training items, samples that are not finite; several processes without a folder.
+        Unfinished: samples that other processes draw are still missing.
     """
+    if share[1] > 1 and folder is None:
+        raise ValueError(f"{share[1]} processes need a folder to put their samples together")
     native = own_features(data)
     promise, n = _promised(claim or {}, [native, features], n, (*own_figures(data, {}), *restored_figures(module, {})))
     train, held_out = real_items(data, items)
-    cond, labels = requests(module, held_out or train, n, chunk)
+    folder = None if folder is None else Path(folder)
+    parts = Parts(module, held_out or train, n, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk, folder=folder)
     clock = [time.process_time()]
-    samples = module.sample(n, cond, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk).float().cpu()
+    samples, labels = parts.draw(*share), parts.labels
     clock.append(time.process_time())
     more = restored_figures(module, held_out or {}, sampler, chunk)
     figures, skipped = _measured(samples, labels, data, train, held_out or {}, [native, features], more)
@@ -96,25 +101,11 @@ def evaluate(
         "cpu_seconds": {"samples": round(clock[1] - clock[0], 2), "figures": round(clock[2] - clock[1], 2)},
         "versions": _versions(),
     }
-    return report if folder is None else {**report, "files": write(report, samples, labels, Path(folder), name)}
-
-
-def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: int = 250) -> tuple[Cond, Tensor | None]:
-    """Conditions for ``n`` samples, taken from real items in turn, with the classes balanced where the items are labelled.
-
-    Every kind of condition is asked for as in training: ``module.condition`` sees batches of real items, ``chunk`` at once.
-
-    Returns:
-        (conditions, labels (n,)); the labels are None when the items have none or the module is given no condition.
-    """
-    rows, label = asked_rows(real, n), real.get("label")
-    device = getattr(module, "device", "cpu")
-    parts = []
-    for some in rows.split(chunk):
-        batch = {key: column.to(device) if isinstance(column, torch.Tensor) else column for key, column in take(real, some).items()}
-        parts.append(module.condition(batch).to("cpu"))
-    cond = reduce(lambda left, right: left.cat(right), parts)
-    return cond, label[rows] if label is not None and len(cond) else None
+    if folder is None:
+        return report
+    written = write(report, samples, labels, folder, name)
+    parts.remove()
+    return {**report, "files": written}
 
 
 def _promised(claim: Mapping[str, Any], features: Sequence[Features | None], n: int | None, own: Iterable[Figure]) -> tuple[Claim, int]:
