@@ -6,12 +6,12 @@
 - ``less``: held-out strings from their lower frequencies, and from their mel spectrogram;
 - ``notes``: real notes, with ``--notes FILE.npz`` (arrays audio, sample_rate, labels, pitch, categories); without it, nothing of them.
 
-The sounds themselves are written to docs/sounds.
+The sounds themselves are written to docs/sounds. ``--only known less`` fills these tables alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,25 +172,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the page."""
     line = parser("python -m benchmarks.audio", __doc__)
     line.add_argument("--notes", help="an .npz file of real notes; without it they are left out")
+    line.add_argument("--only", nargs="+", choices=HEADS, default=list(HEADS), help="tables to fill")
     given = line.parse_args(argv)
     runs: Path = given.runs
-    train(runs, [WAVE, SPECTROGRAM, CODEC, LATENT, UPSAMPLER, VOCODER])
     data = Strings()
     held = real_items(data)[1]
     assert held is not None
     judge = PitchJudge(RATE, **data.pitch_range)
     shown(held["x"][:SHOWN], "strings-real")
-    found = {
-        "strings": roads(runs, data),
-        "codec": [kept(load(CODEC, runs), held, judge)],
-        "known": completed(load(LATENT, runs), held, judge),
-        "less": from_less(runs, held, judge),
+    makers: dict[str, tuple[list[Run], Callable[[], list[list[str]]]]] = {
+        "strings": ([CODEC, *ROADS.values()], lambda: roads(runs, data)),
+        "codec": ([CODEC], lambda: [kept(load(CODEC, runs), held, judge)]),
+        "known": ([CODEC, LATENT], lambda: completed(load(LATENT, runs), held, judge)),
+        "less": ([UPSAMPLER, VOCODER], lambda: from_less(runs, held, judge)),
+        "notes": ([], lambda: instruments(runs, given.notes)),
     }
-    if given.notes:
-        found["notes"] = instruments(runs, given.notes)
-    for place, rows in found.items():
-        fill(PAGE, place, table(HEADS[place], rows))
-        print(place, *rows, sep="\n")
+    for place, (needed, maker) in makers.items():
+        if place in given.only and (place != "notes" or given.notes):
+            train(runs, needed)
+            rows = maker()
+            fill(PAGE, place, table(HEADS[place], rows))
+            print(place, *rows, sep="\n")
 
 
 if __name__ == "__main__":

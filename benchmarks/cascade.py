@@ -34,6 +34,10 @@ SEEDS = 3
 UNTOLD = ("module.noise=[0.0,0.0]",)
 STAGES = tuple(Run(f"emoji/cascade_{side}") for side in (16, 32, 64))
 SHOWN = 8
+HEADS = {
+    "augmentation": ("Experiment", "Small picture enlarged", "Seed", "clean input, dB", "spoilt input, dB"),
+    "emoji": ("", "PSNR, dB", "PSNR at 16x16", "contrast of neighbours, share of real", "Fréchet of spectra", "Fréchet of pixels at 16x16"),
+}
 
 
 def variants(experiment: str, seeds: int) -> Iterator[tuple[int, Run, Run]]:
@@ -78,6 +82,13 @@ def augmentation(runs: Path, name: str, data: Any, seeds: int, n: int) -> list[l
         for level in LEVELS:
             row(f"with it, level {level:g}", str(seed), drawn(module, level))
     return rows
+
+
+def augmented(runs: Path) -> list[list[str]]:
+    """Rows on digits and on shapes."""
+    shapes = Shapes(size=32, spans=False)
+    return [*augmentation(runs, "digits/super_resolution", Digits(), 1, 297),
+            *augmentation(runs, "shapes/super_resolution", shapes, SEEDS, 250)]  # fmt: skip
 
 
 def spectrum(x: Tensor) -> Tensor:
@@ -131,16 +142,15 @@ def emoji(runs: Path) -> list[list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the page."""
-    runs: Path = parser("python -m benchmarks.cascade", __doc__).parse_args(argv).runs
+    line = parser("python -m benchmarks.cascade", __doc__)
+    line.add_argument("--only", nargs="+", choices=HEADS, default=list(HEADS), help="tables to fill")
+    given = line.parse_args(argv)
     torch.set_num_threads(1)
-    rows = augmentation(runs, "digits/super_resolution", Digits(), 1, 297)
-    rows += augmentation(runs, "shapes/super_resolution", Shapes(size=32, spans=False), SEEDS, 250)
-    fill(PAGE, "augmentation", table(["Experiment", "Small picture enlarged", "Seed", "clean input, dB", "spoilt input, dB"], rows))
-    print(*rows, sep="\n")
-    heads = ["", "PSNR, dB", "PSNR at 16x16", "contrast of neighbours, share of real", "Fréchet of spectra", "Fréchet of pixels at 16x16"]
-    rows = emoji(runs)
-    fill(PAGE, "emoji", table(heads, rows))
-    print(*rows, sep="\n")
+    for place, heads in HEADS.items():
+        if place in given.only:
+            rows = augmented(given.runs) if place == "augmentation" else emoji(given.runs)
+            fill(PAGE, place, table(heads, rows))
+            print(place, *rows, sep="\n")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Parts:
         self.starts = range(0, n, chunk)
         self.folder: Path | None = None
         if folder is not None and len(self.rows) > 1:
-            weights = getattr(module, "state_dict", dict)()
+            weights: Mapping[str, Any] = getattr(module, "state_dict", dict)()
             walk = recipe_of(sampler or getattr(module, "sampler", None))
             self.folder = folder / f"parts-{fingerprint([weights, real, n, chunk, seed, recipe_of(guidance), walk])[:16]}"
         self._held: dict[int, Tensor] = {}
