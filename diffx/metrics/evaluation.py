@@ -36,22 +36,11 @@ __all__ = ["evaluate", "requests"]
 
 
 def evaluate(
-    module: DiffusionModule,
-    data: L.LightningDataModule,
-    *,
-    n: int | None = None,
-    seed: int = 0,
-    guidance: Any = 1.0,
-    sampler: Sampler | None = None,
-    claim: Mapping[str, Any] | None = None,
-    features: Features | None = None,
-    chunk: int = 250,
-    items: int = 10_000,
-    folder: str | Path | None = None,
-    share: tuple[int, int] = (0, 1),
-    name: str | None = None,
+    module: DiffusionModule, data: L.LightningDataModule, *, n: int | None = None, seed: int = 0, guidance: Any = 1.0,
+    sampler: Sampler | None = None, claim: Mapping[str, Any] | None = None, features: Features | None = None, chunk: int = 250,
+    items: int = 10_000, folder: str | Path | None = None, share: tuple[int, int] = (0, 1), name: str | None = None,
     about: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Draw samples from a module and measure them against its data.
 
     Args:
