@@ -23,12 +23,13 @@ import lightning as L
 import torch
 
 from benchmarks.pages import fill, table
-from diffx import files, fit
+from diffx import files, fit, folders
 from diffx.recipes import runs
 
 WORDS = ["experiment=digits/edm", "small=true", "trainer.accelerator=cpu", "callbacks.samples=null", "callbacks.bands=null",
          "logger.tensorboard=null", "callbacks.progress.every_n_steps=1000000"]  # fmt: skip
 EVERY = 2
+SHARDED = "+trainer.strategy={_target_: diffx.FSDP, checkpoints: sharded}"
 
 
 class Tell(L.Callback):
@@ -77,17 +78,20 @@ def finished(child: int) -> int:
 
 
 def step_of(path: Path | None) -> int:
-    return 0 if path is None else torch.load(path, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    if path is None:
+        return 0
+    return (folders.rest(path) if path.is_dir() else torch.load(path, map_location="cpu", mmap=True, weights_only=True))["global_step"]
 
 
-def kills(folder: Path, count: int) -> tuple[str, str]:
-    """One run, killed again and again, each time resumed from what it left."""
-    place = folder / "digits/edm/killed/checkpoints"
+def kills(folder: Path, count: int, form: str = "whole") -> tuple[str, str]:
+    """One run, killed again and again, each time resumed from what it left; its checkpoints are files, or folders where ``sharded``."""
+    run = f"killed_{form}"
+    place = folder / "digits/edm" / run / "checkpoints"
     generator, lost, during, steps = random.Random(0), [], 0, 0
     for _ in range(count):
         out, into = os.pipe()
         begun = step_of(files.latest(place))
-        child = start(folder, "killed", "trainer.max_steps=1000000", "trainer.val_check_interval=7",
+        child = start(folder, run, *([SHARDED] if form == "sharded" else []), "trainer.max_steps=1000000", "trainer.val_check_interval=7",
                       f"callbacks.checkpoints.every_n_steps={EVERY}",
                       f"+callbacks.tell={{_target_: benchmarks.faults.Tell, descriptor: {into}}}")  # fmt: skip
         os.close(into)
@@ -106,14 +110,15 @@ def kills(folder: Path, count: int) -> tuple[str, str]:
         lost.append(last - step_of(files.latest(place)))
         steps = last
     assert max(lost) <= EVERY, lost
-    return (f"SIGKILL at {count} random moments of training, validating and saving ({during} of them while a file was being written)",
+    what = "" if form == "whole" else ", checkpoints being folders of parts"
+    return (f"SIGKILL at {count} random moments of training, validating and saving ({during} of them while one was being written){what}",
             f"{count} of {count} resumed at their newest checkpoint, {steps} steps in all; steps repeated: at most {max(lost)}, "
             f"{sum(lost) / count:.1f} on average, with a checkpoint every {EVERY}")  # fmt: skip
 
 
 def damaged(folder: Path, count: int) -> Iterator[tuple[str, str]]:
     """Copies of a good checkpoint, cut short or with one bit turned, beside an older good one."""
-    good = files.latest(folder / "digits/edm/killed/checkpoints")
+    good = files.latest(folder / "digits/edm/killed_whole/checkpoints")
     assert good is not None
     place, whole = folder / "damaged", good.read_bytes()
     place.mkdir()
@@ -164,7 +169,7 @@ def others(folder: Path) -> Iterator[tuple[str, str]]:
     assert finished(start(folder, "x", f"runs={folder}/in_the_way")) == 1
     yield "a run folder that cannot be written", "refused before training, with the advice to choose another place"
 
-    place = folder / "digits/edm/killed/checkpoints"
+    place = folder / "digits/edm/killed_whole/checkpoints"
     last = place / "last.ckpt"
     for path in place.glob("step_*.ckpt"):
         os.utime(path, (time.time() + 3600,) * 2)
@@ -211,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     began, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="faults-"))
     rows = []
     for made in (
-        lambda: [kills(folder, given.kills)],
+        lambda: [kills(folder, given.kills), kills(folder, given.kills // 2, "sharded")],
         lambda: damaged(folder, given.damaged),
         lambda: [full_disk(folder)],
         lambda: others(folder),
