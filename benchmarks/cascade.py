@@ -106,7 +106,7 @@ def finest(x: Tensor) -> float:
 
 
 def emoji(runs: Path) -> list[list[str]]:
-    """Rows on emoji that were not trained on; a sheet of them goes into the docs."""
+    """Rows on emoji that were not trained on; of the sheets, the one drawn from names goes into the docs, the enlarged ones to the runs."""
     train(runs, STAGES)
     base, middle, fine = (load(run, runs) for run in STAGES)
     held, small = (real_items(Emoji(size=side, fit="ink"))[1] for side in (64, 16))
@@ -133,10 +133,9 @@ def emoji(runs: Path) -> list[list[str]]:
         near = [f"{psnr(x, pictures).mean().item():.2f}", f"{decibels(shrink(pictures, 4), quarter):.2f}"] if of_one else ["–", "–"]
         far = frechet(spectrum(pictures), spectrum(x)), frechet(shrink(pictures, 4).flatten(1), quarter.flatten(1))
         rows.append([name, *near, f"{finest(pictures) / finest(x):.3f}", f"{far[0]:.3f}", f"{far[1]:.1f}"])
-    *_, small, large, _ = found
-    sheets = {"emoji-cascade": [x, *(found[name] for name in list(found)[:4])], "emoji-named": [found[small], found[large]]}
-    for name, shown in sheets.items():
-        media.save(media.grid(torch.cat([pictures[:SHOWN] for pictures in shown]), columns=SHOWN), DOCS / "images" / f"{name}.png")
+    made = list(found)
+    for path, names in ((runs / "emoji/cascade.png", made[:4]), (DOCS / "images/emoji-named.png", made[4:6])):
+        media.save(media.grid(torch.cat([found[name][:SHOWN] for name in names]), columns=SHOWN), path)
     return rows
 
 
