@@ -27,15 +27,9 @@ def note_name(note: float) -> str:
 
 
 def pitch_vector(note: Tensor) -> Tensor:
-    """MIDI notes ``(B,)`` as vectors ``(B, 17)`` in which the twelve semitones of an octave lie equally far from each other.
-
-    The first number counts octaves from C4. The others are places on circles of 4 and 2 octaves, and of 1, 1/2, ... 1/6 octave: each of the
-    latter is nothing but a frequency of the Fourier basis over twelve semitones. A single circle has neighbours that a network can hardly
-    tell apart, though half the partials of their spectra lie in other bins.
-    """
+    """MIDI notes ``(B,)`` as points ``(B, 3)`` of a helix: a turn is an octave, the third number counts octaves from C4."""
     turns = (note.double() - 60) / 12
-    angles = 2 * math.pi * turns[:, None] * turns.new_tensor([0.25, 0.5, 1, 2, 3, 4, 5, 6])
-    return torch.cat([turns[:, None], angles.cos(), angles.sin()], 1).float()
+    return torch.stack([(2 * math.pi * turns).cos(), (2 * math.pi * turns).sin(), turns], 1).float()
 
 
 def cents(frequency: Tensor, reference: Tensor, *, folded: bool = False) -> Tensor:

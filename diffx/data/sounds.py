@@ -173,7 +173,7 @@ class Sounds(DataModule):
     """What the modules of recorded sound have in common.
 
     Batches hold "x" ``(B, channels, length)`` in [-1, 1] and, where the data has them, "label", "text", "note" ``(B,)`` (MIDI) and "pitch"
-    ``(B, 17)`` (`diffx.audio.pitch_vector`). Validation clips are cut at the beginning.
+    ``(B, 3)`` (`diffx.audio.pitch_vector`). Validation clips are cut at the beginning.
 
     Args:
         batch_size: samples per rank and micro-batch.

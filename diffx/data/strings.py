@@ -104,7 +104,7 @@ class Strings(DataModule):
     """Plucked strings at fixed notes, made on demand: every clip is a pure function of (world, index), its pitch exact.
 
     A burst of noise goes round a delay line, see `pluck`; clips differ in the burst. Batches hold "x" ``(B, 1, length)`` with peak .9,
-    "label" (place in ``notes``), "text" such as "a plucked string at A2", "note" ``(B,)`` (MIDI), "pitch" ``(B, 17)`` (`pitch_vector`).
+    "label" (place in ``notes``), "text" such as "a plucked string at A2", "note" ``(B,)`` (MIDI), "pitch" ``(B, 3)`` (`pitch_vector`).
 
     Args:
         batch_size: samples per rank and micro-batch.
