@@ -13,6 +13,7 @@ from .mlp import MLP
 from .mousai_unet import MousaiUNet
 from .mp_unet import MPUNet
 from .patch_critic import PatchCritic
+from .placed import Placed
 from .prior_transformer import PriorTransformer
 from .rin import RIN
 from .song_unet import SongUNet
@@ -40,6 +41,7 @@ __all__ = [
     "MPUNet",
     "MousaiUNet",
     "PatchCritic",
+    "Placed",
     "PriorTransformer",
     "Site",
     "SongUNet",
