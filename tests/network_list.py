@@ -18,6 +18,7 @@ from diffx.networks import (
     EfficientUNet,
     MousaiUNet,
     MPUNet,
+    Placed,
     PriorTransformer,
     SongUNet,
     SpaceToDepth,
@@ -170,6 +171,7 @@ NETWORKS = {
         )
     ),
     "deep_pixels": Case(lambda: SpaceToDepth(UNet(12, 24, **SMALL, classes=4, maps={"low_res": 12}))),
+    "placed": Case(lambda: Placed(UNet(3, 6, **SMALL, classes=4, maps={"place": 4, "low_res": 3}))),
     "video_unet": Case(lambda: VideoUNet(UNet(3, **SMALL), heads=2), shape=(3, 4, 8, 8)),
     "video_unet_all": Case(
         lambda: VideoUNet(

@@ -22,8 +22,8 @@ PLACE = "place"  # the map that the inner network reads
 class Placed(nn.Module):
     """A convolutional network with coordinates (Liu et al. 2018, CoordConv, arXiv:1807.03247), here of the rows.
 
-    Convolutions do not know where they are, and in a spectrum the row is what matters: it is the frequency. The map ``"place"`` holds cosines
-    of 1, 2, ... half periods over the height, so that as many channels as there are rows tell all of them apart.
+    Convolutions do not know where they are, and in a spectrum the row is what matters: it is the frequency. The map ``"place"`` holds
+    cosines of 1, 2, ... half periods over the height, so that as many channels as there are rows tell all of them apart.
 
     Args:
         net: a network of pictures with the map ``"place"`` among its ``maps``; its number of channels is the number of cosines.
