@@ -149,12 +149,13 @@ def instruments(runs: Path, path: str) -> list[list[str]]:
     cond, label = requests(module, held, n)
     assert label is not None
     note = held["note"][asked_rows(held, n)]
-    made = module.sample(n, cond, seed=0, chunk=70).cpu()
-    shown(made[:14], "notes", data.sample_rate)
+    made = {guidance: module.sample(n, cond, guidance=guidance, seed=0, chunk=70).cpu() for guidance in (1.0, 2.0)}
+    shown(made[2.0][:14], "notes", data.sample_rate)
     shown(take(held, asked_rows(held, 14))["x"], "notes-real", data.sample_rate)
     mixed = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     rows = []
-    for name, x, asked, pitch in (("drawn", made, label, note), ("drawn, requests dealt out anew", made, label[mixed], note[mixed]),
+    for name, x, asked, pitch in (("drawn", made[1.0], label, note), ("drawn, guidance 2", made[2.0], label, note),
+                                  ("the same, requests dealt out anew", made[2.0], label[mixed], note[mixed]),
                                   ("real, held out", held["x"], held["label"], held["note"])):  # fmt: skip
         found = judge(x, pitch)
         told = teller.accuracy(features(x), asked)
