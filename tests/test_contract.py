@@ -117,7 +117,7 @@ def test_two_training_steps_and_a_checkpoint_round_trip(case, module, tmp_path):
     assert torch.equal(module.sample(2, case.cond(2), seed=3), loaded.sample(2, case.cond(2), seed=3))
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_resumed_run_equals_the_uninterrupted_one(case, module, tmp_path, accumulation):
     """With a data loader that has no state of its own the module's part is exact: noise, levels, drops, optimizer, learning rate."""
     start = {name: value.clone() for name, value in module.state_dict().items()}

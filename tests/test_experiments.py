@@ -14,18 +14,27 @@ from diffx.recipes.compose import compose
 from diffx.recipes.errors import RecipeError
 
 ROOT = Path(__file__).resolve().parents[1] / "experiments"
-ALIKE = {  # recipes whose path another one takes, too
+ALIKE = {  # recipes whose path another one, or another test, takes, too
     "digits/guided_few",
+    "digits/teacher",
     "ediff_i/expert_64",
     "ediff_i/sr_1024",
     "ediff_i/sr_256",
+    "emoji/buckets",
+    "emoji/cascade_16",
+    "emoji/cascade_32",
     "emoji/cascade_64",
+    "imagen/base_64",
     "imagen/sr_1024",
+    "imagen_video/1_base",
+    "imagen_video/2_frames",
     "imagen_video/3_size",
     "imagen_video/4_size",
+    "imagen_video/5_frames",
     "imagen_video/6_frames",
     "imagen_video/7_size",
     "imagenet/sit_xl_2",
+    "shapes/two_encoders",
 }
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
 

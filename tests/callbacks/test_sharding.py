@@ -26,7 +26,7 @@ from diffx.networks import DiT, UNet, units
 from diffx.sharding import shard
 
 pytestmark = pytest.mark.timeout(900)  # all that two ranks do is one fixture
-FAMILIES = ("unet", "dit_all", "rin", "uvit", "video_unet", "wave_unet", "prior")
+FAMILIES = ("unet", "dit_all", "rin", "video_unet", "prior")
 ADAMW = partial(torch.optim.AdamW, lr=1e-2, fused=True)
 ADAPTED = 5e-5  # AdamW divides by gradients as small as rounding: steps of 1e-2 differ by that much
 FORMS = ("whole", "sharded")

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -15,11 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
+from two_ranks import on_ranks
 
+from diffx import fit
 from diffx.data import Buckets, ImageFolder, Mapped, PictureReader, size_crop
 from diffx.data.pictures import covering, size_of
 
-TESTS = Path(__file__).parents[1]
 SHAPES = [(16, 16), (12, 20), (20, 12)]
 
 
@@ -290,9 +287,7 @@ def test_two_processes_have_one_shape_per_step(tmp_path):
     words = ["experiment=emoji/buckets", "small=true", f"runs={tmp_path}", "run=two", "trainer.accelerator=cpu", "trainer.devices=2",
              "trainer.strategy=ddp", "trainer.max_steps=8", "callbacks.samples=null", "trainer.limit_val_batches=0",
              f"+callbacks.shapes={{_target_: shapes_log.ShapesLog, folder: {tmp_path}}}"]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
-    done = subprocess.run([sys.executable, "-m", "diffx.fit", *words], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert on_ranks(fit.main, tmp_path, words) == [0, 0]
     ranks = [(tmp_path / f"rank{rank}.txt").read_text().splitlines() for rank in range(2)]
     shapes = [[line.split()[0] for line in rank] for rank in ranks]
     pictures = [[line.split()[1] for line in rank] for rank in ranks]

@@ -14,7 +14,7 @@ from diffx.recipes.build import build
 
 PICTURES = {name: case for name, case in NETWORKS.items() if len(case.shape) == 3}
 # One network of each family is traced in every run, the others in the long one: a trace takes seconds.
-TRACED = {"unet_all", "dit_all", "rin_all", "uvit_all", "wave_unet_all", "efficient_all", "mlp", "prior"}
+TRACED = {"unet_all", "dit_all", "rin_all", "uvit_all", "mlp", "prior"}
 every = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
 
 
