@@ -152,7 +152,7 @@ class Batch:
         file.write_text(self.text, encoding="utf-8")
         job = _sbatch(file, after)
         print(f"job {job}: {self.tasks} {'tasks' if self.tasks > 1 else 'task'}, from {file}")
-        print(f"run folder {str(self.folder).format(job=job)}, output {file.parent}")
+        print(f"run folder {str(self.folder).replace('{job}', job)}, output {file.parent}")
         return job
 
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from ..module import DiffusionModule
     from ..samplers import Sampler
 
-__all__ = ["Parts", "Unfinished", "requests"]
+__all__ = ["SampleParts", "Unfinished", "requests"]
 
 
 class Unfinished(RuntimeError):
     """This process has drawn its share of the samples, and others have not drawn theirs yet."""
 
 
-class Parts:
+class SampleParts:
     """The samples of one evaluation, ``chunk`` to a part. Sample ``i`` is a function of ``seed + i``, whoever draws it.
 
     Args:

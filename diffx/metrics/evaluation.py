@@ -18,7 +18,7 @@ from torch import Tensor
 from ..recipes import recipe_of
 from ..recipes.runs import environment
 from .claim import Claim
-from .drawn import Parts, requests
+from .drawn import SampleParts, requests
 from .features import Features
 from .figures import FIGURES, PUBLISHED, Evidence, Figure, figure_names, measure
 from .own import own_features, own_figures
@@ -74,7 +74,7 @@ def evaluate(
     promise, n = _promised(claim or {}, [native, features], n, (*own_figures(data, {}), *restored_figures(module, {})))
     train, held_out = real_items(data, items)
     folder = None if folder is None else Path(folder)
-    parts = Parts(module, held_out or train, n, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk, folder=folder)
+    parts = SampleParts(module, held_out or train, n, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk, folder=folder)
     clock = [time.process_time()]
     samples, labels = parts.draw(*share), parts.labels
     clock.append(time.process_time())
