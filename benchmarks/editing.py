@@ -38,6 +38,7 @@ MODELS = {"unet": Run("shapes/text_unet"), "v": Run("shapes/text_unet", "v", V),
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 LEVELS, NARROW = Karras(0.002, 80.0), Karras(0.02, 20.0)  # inversion wants its steps where the data is
 N, STEPS, SIDE = 48, 24, 7
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the target in what a model fitted to a picture is told
 JUDGE = ShapesJudge()
 VERDICT = {True: "yes", False: "no", None: "none"}
 
@@ -265,6 +266,24 @@ def completing(module: Any) -> tuple[list[Row], Tensor]:
     return rows, torch.cat([holes[:8], *(out[:8] for out in pictures.values())])
 
 
+def fitting(module: Any) -> tuple[list[Row], Tensor]:
+    """Imagic: a picture and a copy of the model that was fitted to it, told another colour by five shares."""
+    held = scenes(8, edits="colour", spans=False)
+    x, tool, walks = held["source"], editor(module), []
+    for row in range(len(x)):
+        target = tool.told(text=held["text"][row : row + 1])
+        fitted = tool.imagic(x[row : row + 1], target)
+        walks.append(torch.cat([tool.blend(fitted, target, share) for share in SHARES]))
+    by_share = torch.stack(walks, 1)
+    db = [psnr(x, pictures).mean().item() for pictures in by_share]
+    good = db[0] >= 25 and all(a > b for a, b in pairwise(db))
+    rows: list[Row] = [
+        (f"Imagic, {share:g} of the target", (*changed(pictures, held), f"{value:.1f} dB"), good)
+        for share, pictures, value in zip(SHARES, by_share, db, strict=True)
+    ]
+    return rows, torch.cat([x, *by_share])
+
+
 def wording(module: Any, learnt: Any) -> tuple[list[Row], Tensor]:
     """Textual inversion: eight pictures of red circles become the word "thing"."""
     others = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES if (colour, shape) != ("red", "circle")]
@@ -301,6 +320,7 @@ PARTS: dict[str, Callable[..., tuple[list[Row], Tensor | None]]] = {
     "masking": masking,
     "prompting": prompting,
     "completing": completing,
+    "fitting": fitting,
     "wording": wording,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..conditions import Cond
 from ..denoiser import Denoiser
 from ..schedules import Schedule
 from ..tensors import expand, mean_flat
+from ..text import pooled_name
 
 __all__ = ["Imagic", "fit_imagic"]
 
@@ -25,10 +26,12 @@ class Imagic:
     Args:
         denoiser: the fitted copy; the original is as it was.
         tokens: source -> (1, L, D), the text that says what the picture shows.
+        vectors: name -> (1, D), its pooled vectors where the model is told them.
     """
 
     denoiser: Denoiser
     tokens: Mapping[str, Tensor]
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def cond(self, target: Cond, share: float) -> Cond:
         """``share`` of the target and the rest of the fitted text: 0 shows the picture, 1 the target; 0.6 to 0.8 are usual.
@@ -37,8 +40,11 @@ class Imagic:
             target: the conditions that `fit_imagic` was given, for any number of samples.
             share: may lie outside of [0, 1], which extrapolates.
         """
-        mixed = {name: torch.lerp(fitted, target.tokens[name], share) for name, fitted in self.tokens.items()}
-        return replace(target, tokens={**target.tokens, **mixed})
+
+        def mixed(fitted: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {**told, **{name: torch.lerp(own, told[name], share) for name, own in fitted.items()}}
+
+        return replace(target, tokens=mixed(self.tokens, target.tokens), vectors=mixed(self.vectors, target.vectors))
 
 
 def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, *, text_steps: int = 100, text_lr: float = 1e-3,
@@ -50,7 +56,7 @@ def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, 
     Args:
         denoiser: any preconditioning; not changed.
         x: one picture (1, *), or its latents.
-        target: what it is to show, batch 1, with sources of tokens; the text begins here.
+        target: what it is to show, batch 1, with sources of tokens; the text begins here, its pooled vectors with it.
         schedule: law of the levels, that of training.
         text_steps: steps of the text.
         text_lr: learning rate of the text.
@@ -66,21 +72,22 @@ def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, 
         got = f"{len(x)} pictures and {len(target)} targets of {sorted(target.tokens)}"
         raise ValueError(f"Imagic fits one picture to one target with sources of tokens, got {got}")
     copied = copy.deepcopy(denoiser).requires_grad_(False).eval()
-    leaves = {name: states.detach().clone().requires_grad_() for name, states in target.tokens.items()}
+    pooled = {name: target.vectors[name] for name in map(pooled_name, target.tokens) if name in target.vectors}
+    tokens, vectors = ({name: t.detach().clone().requires_grad_() for name, t in family.items()} for family in (target.tokens, pooled))
     draws = rng.generator(seed, "imagic")
 
     def loss() -> Tensor:
-        cond = replace(target, tokens=leaves).map(lambda t: t.expand(batch, *t.shape[1:]))
+        cond = replace(target, tokens=tokens, vectors={**target.vectors, **vectors}).map(lambda t: t.expand(batch, *t.shape[1:]))
         sigma = schedule.draw(batch, device=x.device, generator=draws)
         noise = rng.randn((batch, *x.shape[1:]), draws, device=x.device, dtype=x.dtype)
         estimate = copied(x + expand(sigma, x) * noise, sigma, replace(cond, spans=None))
         return (copied.weight(sigma) * mean_flat((estimate - x).square())).mean()
 
-    _descend(loss, leaves.values(), text_lr, text_steps)
-    leaves = {name: leaf.detach() for name, leaf in leaves.items()}
+    _descend(loss, (*tokens.values(), *vectors.values()), text_lr, text_steps)
+    tokens, vectors = ({name: leaf.detach() for name, leaf in family.items()} for family in (tokens, vectors))
     copied.requires_grad_(True)
     _descend(loss, copied.parameters(), lr, steps)
-    return Imagic(copied.requires_grad_(False), leaves)
+    return Imagic(copied.requires_grad_(False), tokens, vectors)
 
 
 def _descend(loss: Callable[[], Tensor], parameters: Iterable[Tensor], lr: float, steps: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_editor import SAMPLER, TEXT, model, pictures
 
-from diffx import Cond
+from diffx import Cond, Denoiser, UNet
 from diffx.editing import Editor, Imagic, fit_imagic
 from diffx.samplers import Euler
 from diffx.schedules import Karras, LogNormal
@@ -42,10 +42,23 @@ def test_text_and_weights_are_fitted_one_after_the_other_and_the_model_stays():
 
 
 def test_shares_lie_on_a_line():
-    fitted = Imagic(model().denoiser, {"text": torch.zeros(1, 2, 4)})
-    target = Cond(tokens={"text": torch.ones(3, 2, 4)}, masks={"text": torch.ones(3, 2, dtype=torch.bool)})
+    fitted = Imagic(model().denoiser, {"text": torch.zeros(1, 2, 4)}, {"text_pooled": torch.zeros(1, 4)})
+    told = {"text_pooled": torch.ones(3, 4), "size": torch.ones(3, 2)}
+    target = Cond(tokens={"text": torch.ones(3, 2, 4)}, masks={"text": torch.ones(3, 2, dtype=torch.bool)}, vectors=told)
     for share in (0.0, 0.7, 1.2):
-        assert torch.equal(fitted.cond(target, share).tokens["text"], torch.full((3, 2, 4), share))
+        cond = fitted.cond(target, share)
+        assert torch.equal(cond.tokens["text"], torch.full((3, 2, 4), share))
+        assert torch.equal(cond.vectors["text_pooled"], torch.full((3, 4), share)) and torch.equal(cond.vectors["size"], told["size"])
+
+
+def test_the_pooled_vector_is_fitted_with_the_tokens_and_no_other_vector():
+    torch.manual_seed(0)
+    net = UNet(3, width=8, mults=(1, 2), blocks=1, tokens={"text": 16}, vectors={"text_pooled": 16, "size": 2})
+    target = Cond(tokens={"text": torch.randn(1, 2, 16)}, vectors={"text_pooled": torch.randn(1, 16), "size": torch.ones(1, 2)})
+    for parameter in net.parameters():
+        parameter.data.normal_(std=0.05)
+    fitted = fit_imagic(Denoiser(net), pictures(1), target, LEVELS, text_steps=3, text_lr=0.05, steps=0)
+    assert set(fitted.vectors) == {"text_pooled"} and not torch.equal(fitted.vectors["text_pooled"], target.vectors["text_pooled"])
 
 
 def test_the_editor_goes_from_the_picture_to_the_text():
