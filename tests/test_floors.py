@@ -27,7 +27,7 @@ FLOORS = {
     3: "denoiser experts residency samplers networks",
     4: "guidance sharding parts module asked editing cascade continuation interop",
     5: "techniques callbacks",
-    6: "cli fit sample evaluate encode edit export merge submit tree doctor studio",
+    6: "cli fit sample evaluate encode edit edits export merge submit tree doctor studio",
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms.split()}
 MATHEMATICS = {

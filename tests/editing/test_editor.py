@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffx import EDM, Denoiser, UNet, cli, edit
+from diffx import EDM, Denoiser, UNet, cli, edit, media
 from diffx.codecs import Identity
 from diffx.editing import Editor, PromptToPrompt, img2img, inpaint
+from diffx.edits import METHODS
 from diffx.guidance import PaintWithWords
 from diffx.recipes.errors import RecipeError
 from diffx.samplers import Ancestral, Euler, Heun
 from diffx.schedules import Karras
-from diffx.techniques import MaskedTokens
+from diffx.techniques import InstructPix2Pix, MaskedTokens
 from diffx.text import Words
 
 SAMPLER = Euler(4, Karras(0.05, 5.0))
@@ -161,16 +162,22 @@ def test_what_cannot_be_edited():
 # The verb -------------------------------------------------------------------------------------------------------------------------------
 
 
+def saved(module, path):
+    """Write a checkpoint."""
+    from lightning import Trainer
+
+    trainer = Trainer(max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """A checkpoint, a picture, pictures as sample writes them, a mask."""
-    from lightning import Trainer
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
-    trainer = Trainer(max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
-    trainer.strategy.connect(model())
-    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved(model(), tmp_path / "last.ckpt")
     Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save("one.png")
     Image.fromarray(np.zeros((9, 8, 3), np.uint8)).save("tall.png")
     Image.fromarray((mask()[0, 0].numpy() * 255).astype(np.uint8)).save("mask.png")
@@ -205,6 +212,27 @@ def test_every_method_writes_a_picture(files, arguments, tiles):
     assert edit.main([*BASE, *shlex.split(arguments)]) == 0
     with Image.open(files / "out.png") as sheet:
         assert (sheet.height, sheet.width) == tuple(50 * count - 2 for count in tiles)
+
+
+def test_instructions_are_followed_by_a_model_that_was_trained_on_them(files, capsys):
+    net = UNet(3, width=8, mults=(1, 2), blocks=1, tokens={"text": 8}, maps={"source": 3})
+    module = InstructPix2Pix(Denoiser(net), shape=(3, 8, 8), text=Words(["make", "it", "red"], 8, 1, 2, reads="instruction"))
+    saved(module, "last.ckpt")
+    told = ["method=instruct", "image=two.npz", "text=make it red", "guidance=3", "picture_guidance=2"]
+    assert edit.main([*BASE, *told]) == 0
+    batch = {"source": pictures(), "instruction": ["make it red"] * 2}
+    expected = module.sample(
+        2, module.condition(batch), guidance=3.0, picture_guidance=2.0, sampler=Euler(4, module.sampler.schedule), seed=0
+    )
+    media.save(media.grid(torch.cat([pictures(), expected]), columns=2), "expected.png")
+    assert (files / "out.png").read_bytes() == (files / "expected.png").read_bytes()
+    saved(model(), "last.ckpt")
+    assert edit.main([*BASE[:-1], *told]) == 1
+    assert "needs an InstructPix2Pix with encoders of instructions, got EDM" in capsys.readouterr().err
+
+
+def test_every_method_says_what_it_needs():
+    assert set(METHODS) == set(edit.NEEDS) and all(f"\n  {name} " in edit.USAGE for name in METHODS)
 
 
 def test_a_second_edit_leaves_the_first_one_alone(files, monkeypatch, capsys):
