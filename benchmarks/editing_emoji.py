@@ -1,0 +1,144 @@
+"""Every edit on emoji: ``python -m benchmarks.editing_emoji`` trains the cascade if it is not there yet and writes pictures of the docs.
+
+The first stage, which reads names, is edited at 16x16; its pictures are shown after the two stages that enlarge them. All pictures are
+drawn by the models: those before an edit from the names in `PAIRS`, so nothing of the data is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import diffx
+from benchmarks.cascade import STAGES
+from benchmarks.pages import DOCS
+from benchmarks.training import parser, train
+from diffx import media
+from diffx.cascade import Cascade
+from diffx.conditions import Cond
+from diffx.editing import Editor, PromptToPrompt
+from diffx.guidance import PaintWithWords
+from diffx.samplers import Euler
+from diffx.schedules import Karras
+
+PAIRS = (  # what the picture shows, what it is to show, and the word that tells them apart
+    ("orange book", "blue book", "blue"),
+    ("green heart", "purple heart", "purple"),
+    ("grinning face", "crying face", "crying"),
+    ("large red circle", "large blue circle", "blue"),
+    ("red apple", "green apple", "green"),
+    ("dog face", "cat face", "cat"),
+)
+GUIDANCE, STEPS, SIDE = 3.0, 40, 16
+
+
+class Emoji:
+    """The first stage with what it is told, and what enlarges its pictures."""
+
+    def __init__(self, runs: Path) -> None:
+        stages = [diffx.load(str(run.folder(runs))) for run in STAGES]
+        self.cascade = Cascade(stages)
+        self.editor = Editor(stages[0], guidance=GUIDANCE, sampler=Euler(STEPS, Karras(0.002, 80.0)))
+        self.narrow = Editor(stages[0], guidance=GUIDANCE, sampler=Euler(STEPS, Karras(0.02, 20.0)))  # for inversions
+        self.source, self.target = (self.editor.told(text=[pair[i] for pair in PAIRS], words=True) for i in (0, 1))
+        self.x = stages[0].sample(len(PAIRS), self.source, guidance=GUIDANCE, sampler=self.editor.sampler, seed=0).clamp(-1, 1)
+
+    def large(self, x: Tensor) -> Tensor:
+        """Pictures of 64x64; the same details are drawn wherever the small pictures are the same."""
+        return self.cascade.sample(len(x), Cond(), start=1, given=x, seed=0, options={k: {"level": 0.0} for k in (1, 2)})[-1]
+
+
+def shown(mask: Tensor) -> Tensor:
+    """A mask as large pictures: white is 1."""
+    return torch.nn.functional.interpolate(2 * mask.float() - 1, size=(4 * SIDE, 4 * SIDE)).expand(len(PAIRS), 3, -1, -1)
+
+
+def painting(e: Emoji) -> Sequence[Tensor]:
+    """Without paint; where the word is told to be; with paint."""
+    words = [[pair[2]] for pair in PAIRS]
+    region = torch.zeros(SIDE, SIDE)
+    region[:, SIDE // 2 :] = 1
+    pictures = {weight: [] for weight in (0.0, 1.0)}
+    for row, (_, text, word) in enumerate(PAIRS):
+        e.editor.seed = row
+        told = e.editor.told(text=[text], phrases=[words[row]])
+        for weight, drawn in pictures.items():
+            drawn.append(e.editor.paint(told, {word: region}, brush=PaintWithWords(weight)))
+    e.editor.seed = 0
+    return [torch.cat(pictures[0.0]), shown(region[None, None]), torch.cat(pictures[1.0])]
+
+
+def starting(e: Emoji) -> Sequence[Tensor]:
+    """img2img from half and from most of the steps; MagicMix."""
+    return [e.x, *(e.editor.img2img(e.x, e.target, strength=share) for share in (0.4, 0.7)), e.editor.magic_mix(e.x, e.target)]
+
+
+def inverting(e: Emoji) -> Sequence[Tensor]:
+    """There and back without guidance, with it, and with a fitted null text."""
+    path = e.narrow.invert(e.x, e.source)
+    fitted = e.narrow.null_text(path, e.source, guidance=GUIDANCE)
+    return [e.x, *(e.narrow.sample(path, e.source, guide) for guide in (1.0, GUIDANCE, fitted))]
+
+
+def masking(e: Emoji) -> Sequence[Tensor]:
+    """DiffEdit: the mask, the edit."""
+    mask = e.editor.difference(e.x, e.source, e.target)
+    return [e.x, shown(mask), e.editor.diffedit(e.x, e.source, e.target, mask)]
+
+
+def prompting(e: Emoji) -> Sequence[Tensor]:
+    """The other name from the same noise, without and with the attention of the first."""
+    rows: list[Tensor] = [e.x]
+    for share in (0.0, 0.8):
+        edit = PromptToPrompt(cross=share, self_attention=share / 2)
+        rows.append(e.editor.prompt_to_prompt(e.source, e.target, edit).target)
+    return rows
+
+
+def completing(e: Emoji) -> Sequence[Tensor]:
+    """The right half is missing; inpainting; RePaint."""
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., SIDE // 2 :] = 1
+    return [torch.where(mask.bool(), -1.0, e.x), e.editor.inpaint(e.x, mask, e.source), e.editor.repaint(e.x, mask, e.source)]
+
+
+def fitting(e: Emoji) -> Sequence[Tensor]:
+    """Imagic: from the picture to the other name."""
+    walks = []
+    for row in range(len(PAIRS)):
+        target = e.editor.told(text=[PAIRS[row][1]])
+        fitted = e.editor.imagic(e.x[row : row + 1], target)
+        walks.append(torch.cat([e.editor.blend(fitted, target, share) for share in (0.0, 0.5, 1.0)]))
+    return [e.x, *torch.stack(walks, 1)]
+
+
+SHEETS: dict[str, Callable[[Emoji], Sequence[Tensor]]] = {
+    "painting": painting,
+    "starting": starting,
+    "inverting": inverting,
+    "masking": masking,
+    "prompting": prompting,
+    "completing": completing,
+    "fitting": fitting,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, edit, write the pictures."""
+    made = parser("python -m benchmarks.editing_emoji", __doc__)
+    made.add_argument("--only", nargs="*", choices=SHEETS, default=tuple(SHEETS), help="some of the pictures; default: all")
+    options: Any = made.parse_args(argv)
+    train(options.runs, STAGES)
+    emoji = Emoji(options.runs)
+    for name in options.only:
+        rows = [row if row.shape[-1] > SIDE else emoji.large(row).cpu() for row in SHEETS[name](emoji)]
+        path = media.save(media.grid(torch.cat(rows), columns=len(PAIRS)), DOCS / "images" / f"emoji-editing-{name}.png")
+        print(path, flush=True)
+
+
+if __name__ == "__main__":
+    main()
