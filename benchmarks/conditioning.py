@@ -12,7 +12,7 @@ tables of ``docs/conditioning.md`` and ``docs/techniques/knowledge.md``:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -39,6 +39,8 @@ NAMED = {  # columns of the table of emoji: figure and detail
     "of real pictures": ("frechet", "floor"),
     "nearest": ("nearest", "value"),
 }
+
+NAMES = ("shapes", "encoders", "emoji", "knowledge")
 
 Report = Mapping[str, Any]
 
@@ -70,9 +72,10 @@ def knowledge(enhanced: bool, seed: int) -> Run:
     return Run("shapes/knowledge", f"{'with' if enhanced else 'without'}{seed}", told)
 
 
-def planned() -> list[Run]:
-    """All trainings, in their order."""
-    return [*SHAPES.values(), ENCODERS, EMOJI, *pairs()]
+def planned(only: Iterable[str] = NAMES) -> list[Run]:
+    """The trainings that some of the tables need, in their order."""
+    needed = {"shapes": list(SHAPES.values()), "encoders": [ENCODERS], "emoji": [EMOJI], "knowledge": pairs()}
+    return [run for name in only for run in needed[name]]
 
 
 def pairs() -> list[Run]:
@@ -80,7 +83,7 @@ def pairs() -> list[Run]:
     return [knowledge(enhanced, seed) for seed in SEEDS for enhanced in (True, False)]
 
 
-def measured(runs: Path) -> dict[str, dict[str, Report]]:
+def measured(runs: Path, only: Iterable[str] = NAMES) -> dict[str, dict[str, Report]]:
     """Reports by table and line."""
 
     def judged(run: Run, data: Any, name: str, hidden: Sequence[str] = (), n: int = 300, guidance: float = 1.0) -> Report:
@@ -88,15 +91,18 @@ def measured(runs: Path) -> dict[str, dict[str, Report]]:
         return evaluate(module, data, n=n, guidance=guidance, folder=runs / "conditioning", name=name)
 
     shapes, parts = Shapes(size=16, spans=False), Shapes(size=16, spans=False, parts=True)
-    names = {"seen": Emoji(size=32, fit="ink", val=0), "unseen": Emoji(size=32, fit="ink")}
-    return {
-        "shapes": {f"{net} {w}": judged(run, shapes, f"{net}-{w}", guidance=w) for net, run in SHAPES.items() for w in (1, 3)},
-        "encoders": {told: judged(ENCODERS, parts, f"encoders-{told}", columns) for told, columns in HIDDEN.items()},
-        "emoji": {
-            f"{told} {w}": judged(EMOJI, data, f"emoji-{told}-{w}", n=456, guidance=w) for told, data in names.items() for w in (1, 2)
+    names = {"seen": {"val": 0}, "unseen": {}}
+    makers: dict[str, Callable[[], dict[str, Report]]] = {
+        "shapes": lambda: {f"{net} {w}": judged(run, shapes, f"{net}-{w}", guidance=w) for net, run in SHAPES.items() for w in (1, 3)},
+        "encoders": lambda: {told: judged(ENCODERS, parts, f"encoders-{told}", columns) for told, columns in HIDDEN.items()},
+        "emoji": lambda: {
+            f"{told} {w}": judged(EMOJI, Emoji(size=32, fit="ink", **split), f"emoji-{told}-{w}", n=456, guidance=w)
+            for told, split in names.items()
+            for w in (1, 2)
         },
-        "knowledge": {run.name: judged(run, shapes, f"knowledge-{run.name}") for run in pairs()},
+        "knowledge": lambda: {run.name: judged(run, shapes, f"knowledge-{run.name}") for run in pairs()},
     }
+    return {name: makers[name]() for name in only}
 
 
 # The pages --------------------------------------------------------------------------------------------------------------------------------
@@ -107,36 +113,54 @@ def figures(report: Report, names: Iterable[str], detail: str = "value") -> list
     return [f"{found[detail]:.3f}" if detail in (found := report["figures"].get(name, {})) else "–" for name in names]
 
 
-def pages(found: Mapping[str, Mapping[str, Report]]) -> dict[tuple[str, str], str]:
-    """Tables by page and place."""
-    scenes = []
-    for line, report in found["shapes"].items():
-        scenes.append([*line.split(), *figures(report, (*SCENES, "frechet"))])
-        scenes.append(["", "shuffled", *figures(report, SCENES, "shuffled"), ""])
-    encoders = [[told, *figures(report, SCENES)] for told, report in found["encoders"].items()]
-    emoji = [
-        [*line.split(), *(figures(report, (name,), detail)[0] for name, detail in NAMED.values())]
-        for line, report in found["emoji"].items()
-    ]
-    seeds = [[run, *figures(report, (*SCENES, "frechet"))] for run, report in found["knowledge"].items()]
+def shapes_table(found: Mapping[str, Report]) -> str:
+    """Each network and scale, and below it what another one's caption finds."""
+    lines = []
+    for line, report in found.items():
+        lines.append([*line.split(), *figures(report, (*SCENES, "frechet"))])
+        lines.append(["", "shuffled", *figures(report, SCENES, "shuffled"), ""])
+    return table(["Network", "Guidance", *SCENES, "frechet"], lines)
+
+
+def encoders_table(found: Mapping[str, Report]) -> str:
+    """What is told, by line."""
+    return table(["Told", *SCENES], [[told, *figures(report, SCENES)] for told, report in found.items()])
+
+
+def emoji_table(found: Mapping[str, Report]) -> str:
+    """Names and scale, by line."""
+    lines = [[*line.split(), *(figures(report, (name,), detail)[0] for name, detail in NAMED.values())] for line, report in found.items()]
+    return table(["Names", "Guidance", *NAMED], lines)
+
+
+def knowledge_table(found: Mapping[str, Report]) -> str:
+    """Each training, then the means."""
+    lines = [[run, *figures(report, (*SCENES, "frechet"))] for run, report in found.items()]
     for kind in ("with", "without"):
-        reports = [found["knowledge"][f"{kind}{seed}"]["figures"] for seed in SEEDS]
-        seeds.append([f"{kind}, mean", *(f"{mean(report[name]['value'] for report in reports):.3f}" for name in (*SCENES, "frechet"))])
-    return {
-        ("conditioning.md", "shapes"): table(["Network", "Guidance", *SCENES, "frechet"], scenes),
-        ("conditioning.md", "encoders"): table(["Told", *SCENES], encoders),
-        ("conditioning.md", "emoji"): table(["Names", "Guidance", *NAMED], emoji),
-        ("techniques/knowledge.md", "seeds"): table(["Training", *SCENES, "frechet"], seeds),
-    }
+        reports = [found[f"{kind}{seed}"]["figures"] for seed in SEEDS]
+        lines.append([f"{kind}, mean", *(f"{mean(report[name]['value'] for report in reports):.3f}" for name in (*SCENES, "frechet"))])
+    return table(["Training", *SCENES, "frechet"], lines)
+
+
+TABLES: dict[str, tuple[str, str, Callable[[Mapping[str, Report]], str]]] = {
+    "shapes": ("conditioning.md", "shapes", shapes_table),
+    "encoders": ("conditioning.md", "encoders", encoders_table),
+    "emoji": ("conditioning.md", "emoji", emoji_table),
+    "knowledge": ("techniques/knowledge.md", "seeds", knowledge_table),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the pages."""
-    runs: Path = parser("python -m benchmarks.conditioning", __doc__).parse_args(argv).runs
-    train(runs, planned())
-    found = measured(runs)
-    (runs / "conditioning.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
-    for (page, place), text in pages(found).items():
+    made = parser("python -m benchmarks.conditioning", __doc__)
+    made.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="tables to write; default: all")
+    options = made.parse_args(argv)
+    runs: Path = options.runs
+    train(runs, planned(options.only))
+    for name, reports in measured(runs, options.only).items():
+        (runs / f"conditioning-{name}.json").write_text(json.dumps(reports, indent=1), encoding="utf-8")
+        page, place, write = TABLES[name]
+        text = write(reports)
         fill(page, place, text)
         print(place, text, sep="\n")
 

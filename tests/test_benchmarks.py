@@ -185,11 +185,12 @@ def test_pages_of_conditioning_have_a_line_for_each_report_and_a_mean_over_seeds
         "emoji": {"seen 1": report(0.25)},
         "knowledge": {run.name: report(int(run.name[-1]) / 4) for run in conditioning.pairs()},
     }
-    pages = conditioning.pages(found)
-    assert pages["conditioning.md", "shapes"].splitlines()[-1].split(" | ")[1:3] == ["shuffled", "0.250"]
-    assert pages["conditioning.md", "emoji"].splitlines()[-1] == "| seen | 1 | 0.250 | 0.125 | 0.250 | – | 0.250 |"
-    assert len(pages["conditioning.md", "encoders"].splitlines()) == 6
-    means = pages["techniques/knowledge.md", "seeds"].splitlines()[-2:]
+    assert set(found) == set(conditioning.TABLES) == set(conditioning.NAMES)
+    lines = {name: conditioning.TABLES[name][2](reports).splitlines() for name, reports in found.items()}
+    assert lines["shapes"][-1].split(" | ")[1:3] == ["shuffled", "0.250"]
+    assert lines["emoji"][-1] == "| seen | 1 | 0.250 | 0.125 | 0.250 | – | 0.250 |"
+    assert len(lines["encoders"]) == 6
+    means = lines["knowledge"][-2:]
     assert [line.split(" | ")[1] for line in means] == ["0.250", "0.250"]
 
 
