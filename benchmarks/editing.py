@@ -22,7 +22,7 @@ import diffx
 from benchmarks.pages import fill, table
 from benchmarks.training import Run, parser, train
 from diffx import media, rng
-from diffx.data import Shapes, normalise
+from diffx.data import Shapes
 from diffx.data.shapes import COLOURS, SHAPES
 from diffx.editing import Editor, PromptToPrompt
 from diffx.guidance import PaintWithWords
@@ -50,7 +50,7 @@ def scenes(n: int, **options: Any) -> Mapping[str, Any]:
     """The first validation scenes as one batch, pictures in [-1, 1]."""
     _, held = real_items(Shapes(size=16, val_items=n, **options))
     assert held is not None
-    return {**held, **({"source": normalise(held["source"])} if "source" in held else {})}
+    return held
 
 
 def editor(module: Any, levels: Karras = LEVELS) -> Editor:

@@ -108,12 +108,12 @@ def ensembles(runs: Path) -> Iterator[list[str]]:
 
 def scenes(runs: Path) -> dict[str, Run]:
     """The trainings on captioned shapes, the trunk first."""
-    trunk = Run("shapes/text_unet")
+    trunk = Run("shapes/text_pooled")
     path = trunk.folder(runs)
     taken = [f"module.{name}={{_target_: diffx.load, path: {path}, part: {name}}}" for name in ("denoiser", "text")]
     return {
         "trunk": trunk,
-        "one network": Run("shapes/text_unet", "longer", (*taken, "module.optimizer.lr=0.0005", "trainer.max_steps=2400")),
+        "one network": Run("shapes/text_pooled", "longer", (*taken, "module.optimizer.lr=0.0005", "trainer.max_steps=2400")),
         "three experts": Run("shapes/experts", "main", (f"module.denoiser.net.path={path}", f"module.text.path={path}")),
     }
 
