@@ -4,6 +4,7 @@ Trains under ``runs/`` what is not there yet (about two hours on one core in all
 tables of ``docs/conditioning.md`` and ``docs/techniques/knowledge.md``:
 
 - ``shapes``: U-Net and DiT that read whole captions, without and with guidance;
+- ``pooled``: the U-Net that is told the pooled text, too, three training seeds;
 - ``encoders``: a model of two text encoders, told by both, or by either one while the other is hidden;
 - ``emoji``: real pictures told by names that were trained on and by names that were not;
 - ``knowledge``: knowledge enhancement and the same training without it, on captions that leave attributes out, three seeds each.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,6 +30,7 @@ SHAPES = {"U-Net": Run("shapes/text_unet"), "DiT": Run("shapes/text_dit")}
 ENCODERS = Run("shapes/two_encoders")
 EMOJI = Run("emoji/text")
 SEEDS = range(3)
+POOLED = {seed: Run("shapes/text_pooled", f"w{seed}" if seed else "main", (f"seed={seed}",) if seed else ()) for seed in SEEDS}
 HIDDEN = {"both": (), "colours": ("shape_text",), "shapes": ("colour_text",), "nothing": ("colour_text", "shape_text")}
 SHORT = "trainer.max_steps=2500"  # enough to tell two trainings apart
 PLAIN = ("module.boost=null", "module.distance=null", "data.append=0", "data.replace=0")
@@ -40,7 +43,7 @@ NAMED = {  # columns of the table of emoji: figure and detail
     "nearest": ("nearest", "value"),
 }
 
-NAMES = ("shapes", "encoders", "emoji", "knowledge")
+NAMES = ("shapes", "pooled", "encoders", "emoji", "knowledge")
 
 Report = Mapping[str, Any]
 
@@ -74,7 +77,13 @@ def knowledge(enhanced: bool, seed: int) -> Run:
 
 def planned(only: Iterable[str] = NAMES) -> list[Run]:
     """The trainings that some of the tables need, in their order."""
-    needed = {"shapes": list(SHAPES.values()), "encoders": [ENCODERS], "emoji": [EMOJI], "knowledge": pairs()}
+    needed = {
+        "shapes": list(SHAPES.values()),
+        "pooled": list(POOLED.values()),
+        "encoders": [ENCODERS],
+        "emoji": [EMOJI],
+        "knowledge": pairs(),
+    }
     return [run for name in only for run in needed[name]]
 
 
@@ -94,6 +103,9 @@ def measured(runs: Path, only: Iterable[str] = NAMES) -> dict[str, dict[str, Rep
     names = {"seen": {"val": 0}, "unseen": {}}
     makers: dict[str, Callable[[], dict[str, Report]]] = {
         "shapes": lambda: {f"{net} {w}": judged(run, shapes, f"{net}-{w}", guidance=w) for net, run in SHAPES.items() for w in (1, 3)},
+        "pooled": lambda: {
+            f"{seed} {w}": judged(run, shapes, f"pooled-{seed}-{w}", guidance=w) for seed, run in POOLED.items() for w in (1, 3)
+        },
         "encoders": lambda: {told: judged(ENCODERS, parts, f"encoders-{told}", columns) for told, columns in HIDDEN.items()},
         "emoji": lambda: {
             f"{told} {w}": judged(EMOJI, Emoji(size=32, fit="ink", **split), f"emoji-{told}-{w}", n=456, guidance=w)
@@ -113,13 +125,13 @@ def figures(report: Report, names: Iterable[str], detail: str = "value") -> list
     return [f"{found[detail]:.3f}" if detail in (found := report["figures"].get(name, {})) else "–" for name in names]
 
 
-def shapes_table(found: Mapping[str, Report]) -> str:
-    """Each network and scale, and below it what another one's caption finds."""
+def scenes_table(head: str, found: Mapping[str, Report]) -> str:
+    """Each line and scale, and below it what another one's caption finds."""
     lines = []
     for line, report in found.items():
         lines.append([*line.split(), *figures(report, (*SCENES, "frechet"))])
         lines.append(["", "shuffled", *figures(report, SCENES, "shuffled"), ""])
-    return table(["Network", "Guidance", *SCENES, "frechet"], lines)
+    return table([head, "Guidance", *SCENES, "frechet"], lines)
 
 
 def encoders_table(found: Mapping[str, Report]) -> str:
@@ -143,7 +155,8 @@ def knowledge_table(found: Mapping[str, Report]) -> str:
 
 
 TABLES: dict[str, tuple[str, str, Callable[[Mapping[str, Report]], str]]] = {
-    "shapes": ("conditioning.md", "shapes", shapes_table),
+    "shapes": ("conditioning.md", "shapes", partial(scenes_table, "Network")),
+    "pooled": ("conditioning.md", "pooled", partial(scenes_table, "Seed")),
     "encoders": ("conditioning.md", "encoders", encoders_table),
     "emoji": ("conditioning.md", "emoji", emoji_table),
     "knowledge": ("techniques/knowledge.md", "seeds", knowledge_table),

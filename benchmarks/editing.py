@@ -2,8 +2,8 @@
 
 Trains a model of the coloured shapes and a new word for it under ``runs/`` if they are not there yet (about twenty minutes on one core),
 edits pictures of the validation scenes with it, lets a judge look at them, and writes a table of ``docs/techniques/editing.md``; for the
-first model its pictures, too. ``--model`` takes another one: the same U-Net trained on v, or a DiT. Every row has the threshold that it is
-held to; the program ends with an error if one is missed.
+first model its pictures, too. ``--model`` takes another one: the same U-Net trained on v, a DiT, or a U-Net that is told the pooled text,
+too. Every row has the threshold that it is held to; the program ends with an error if one is missed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ from diffx.schedules import Karras
 from diffx.tensors import psnr
 
 V = ("module.denoiser.precond={_target_: diffx.VPrecond}", "module.schedule={_target_: diffx.schedules.Cosine}")
-MODELS = {"unet": Run("shapes/text_unet"), "v": Run("shapes/text_unet", "v", V), "dit": Run("shapes/text_dit")}
+MODELS = {
+    "unet": Run("shapes/text_unet"),
+    "v": Run("shapes/text_unet", "v", V),
+    "dit": Run("shapes/text_dit"),
+    "pooled": Run("shapes/text_pooled"),
+}
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 LEVELS, NARROW = Karras(0.002, 80.0), Karras(0.02, 20.0)  # inversion wants its steps where the data is
 N, STEPS, SIDE = 48, 24, 7

@@ -181,6 +181,7 @@ def test_pages_of_conditioning_have_a_line_for_each_report_and_a_mean_over_seeds
 
     found = {
         "shapes": {"U-Net 1": report(0.5)},
+        "pooled": {"0 1": report(0.5)},
         "encoders": {told: report(0.5) for told in conditioning.HIDDEN},
         "emoji": {"seen 1": report(0.25)},
         "knowledge": {run.name: report(int(run.name[-1]) / 4) for run in conditioning.pairs()},
