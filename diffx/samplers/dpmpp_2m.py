@@ -35,9 +35,13 @@ class DPMpp2M(Sampler):
             nonlocal past
             x0 = denoise(x, level(sigma, x))
             best, past = extrapolated(x0, past, sigma, sigma_next), (sigma, x0)
-            return lerp(best, x, sigma_next / sigma)
+            return self.moved(best, x, sigma, sigma_next, generator)
 
         return step
+
+    def moved(self, best: Tensor, x: Tensor, sigma: Level, sigma_next: Level, generator: Generators = None) -> Tensor:
+        """The state after a step toward the estimate ``best``."""
+        return lerp(best, x, sigma_next / sigma)
 
 
 def extrapolated(x0: Tensor, past: tuple[Level, Tensor] | None, sigma: Level, sigma_next: Level) -> Tensor:

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..denoiser import Denoise
 from ..recipes import recorded
 from ..rng import Generators
-from .dpmpp_2m import extrapolated
-from .sampler import Level, Sampler, Step, lerp, level, randn_like
+from .dpmpp_2m import DPMpp2M
+from .sampler import Level, lerp, randn_like
 
 __all__ = ["DPMpp2MSDE"]
 
 
 @recorded
 @dataclass(frozen=True)
-class DPMpp2MSDE(Sampler):
+class DPMpp2MSDE(DPMpp2M):
     """SDE-DPM-Solver++ of order 2, multistep, midpoint form (Lu et al. 2022). One evaluation per step.
 
     With r = b/a and D* as in `DPMpp2M`: x <- r^(1 + eta) x + (1 - r^(1 + eta)) D* + b sqrt(1 - r^(2 eta)) n. The last step returns D.
@@ -38,21 +37,10 @@ class DPMpp2MSDE(Sampler):
         if self.eta < 0:
             raise ValueError(f"eta must not be negative, got {self.eta}")
 
-    def step(self, denoise: Denoise, x: Tensor, sigma: Level, sigma_next: Level, generator: Generators = None) -> Tensor:
-        return self.begin()(denoise, x, sigma, sigma_next, generator)
-
-    def begin(self) -> Step:
-        """A step function that remembers the estimate of the step before."""
-        past: tuple[Level, Tensor] | None = None
-
-        def step(denoise: Denoise, x: Tensor, sigma: Level, sigma_next: Level, generator: Generators = None) -> Tensor:
-            nonlocal past
-            x0 = denoise(x, level(sigma, x))
-            best, past = extrapolated(x0, past, sigma, sigma_next), (sigma, x0)
-            ratio = sigma_next / sigma
-            x = lerp(best, x, ratio ** (1 + self.eta))
-            if self.eta == 0 or sigma_next == 0:
-                return x
-            return x + sigma_next * (1 - ratio ** (2 * self.eta)) ** 0.5 * randn_like(x, generator)
-
-        return step
+    def moved(self, best: Tensor, x: Tensor, sigma: Level, sigma_next: Level, generator: Generators = None) -> Tensor:
+        """As in `DPMpp2M`, with the noise of the SDE."""
+        ratio = sigma_next / sigma
+        x = lerp(best, x, ratio ** (1 + self.eta))
+        if self.eta == 0 or sigma_next == 0:
+            return x
+        return x + sigma_next * (1 - ratio ** (2 * self.eta)) ** 0.5 * randn_like(x, generator)
