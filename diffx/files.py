@@ -144,14 +144,14 @@ def verify(path: PathLike) -> None:
     unsafe: list[str] = []
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is None:
+            bad = archive.testzip() or next((entry.filename for entry in archive.infolist() if entry.external_attr), None)
+        if bad is None:  # (torch reads an entry that is marked as a folder as whatever was in memory)
             unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:  # a damaged archive can fail in any of the decoders below
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is damaged or no checkpoint: {reason}") from error
     if bad is not None:
-        raise ValueError(f"{path} is damaged: the checksum of {bad} does not match")
+        raise ValueError(f"{path} is damaged: the checksum or an attribute of {bad} does not match")
     if unsafe:
         raise ValueError(f"{path} is damaged or no checkpoint: it holds {', '.join(sorted(unsafe))}, not tensors and plain types only")
 

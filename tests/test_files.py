@@ -65,7 +65,7 @@ def test_a_flipped_bit_is_noticed_or_harmless(tmp_path):
     path, reference = tmp_path / "a.ckpt", checkpoint(3)
     files.save_checkpoint(reference, path)
     data, noticed = path.read_bytes(), 0
-    positions = range(0, len(data), 5)
+    positions = range(0, len(data), 4)
     for position in positions:
         path.write_bytes(data)
         damage(path, position)
