@@ -1,6 +1,7 @@
 """Experts for bands of noise beside one network: ``python -m benchmarks.experts`` trains where nothing is trained and fills a page.
 
-- ``bands``: held-out loss on the digits, in every band, of the trunk trained on for all bands and of three experts, three training seeds;
+- ``bands``: held-out loss on the digits, in every band, of the trunk, of the trunk trained on for all bands, and of three experts,
+  three training seeds of what follows the trunk;
 - ``ensembles``: samples of the merged experts and of the trunk trained on for as many steps in all, which begins its learning rate
   anew as the experts do;
 - ``shapes``: samples of captioned shapes by experts that were trained in one run, and by the trunk trained on for as many steps.
@@ -48,9 +49,9 @@ def further(trunk: Path, band: Sequence[float], steps: int) -> tuple[str, ...]:
 
 
 def digits(runs: Path, seed: int) -> dict[str, Run]:
-    """The trainings of one seed, the trunk first."""
+    """The trunk, and the trainings that go on from it with a seed."""
     told, end = ((f"seed={seed}",), f"_w{seed}") if seed else ((), "")
-    trunk = Run("digits/edm", f"w{seed}" if seed else "main", told)
+    trunk = Run("digits/edm")
     path = trunk.folder(runs)
     experts = {
         band: Run("digits/expert", f"{band.split()[0]}{end}", (*further(path, edges, STEPS), *told)) for band, edges in BANDS.items()
@@ -87,7 +88,7 @@ def bands(runs: Path) -> Iterator[list[str]]:
     for seed in range(SEEDS):
         trained = digits(runs, seed)
         train(runs, trained.values())
-        for name in ("trunk", "all noise", *BANDS):
+        for name in (*(("trunk",) if seed == 0 else ()), "all noise", *BANDS):
             yield [name, str(seed), *losses(load(trained[name], runs), held["x"], held["label"])]
 
 
@@ -97,7 +98,7 @@ def ensembles(runs: Path) -> Iterator[list[str]]:
         trained = digits(runs, seed)
         train(runs, trained.values())
         modules = {
-            "trunk": load(trained["trunk"], runs),
+            **({"trunk": load(trained["trunk"], runs)} if seed == 0 else {}),
             "one network": load(trained["one network"], runs),
             "three experts": joined([load(trained[band], runs) for band in BANDS]),
         }
@@ -120,7 +121,7 @@ def scenes(runs: Path) -> dict[str, Run]:
 
 def planned(runs: Path) -> list[Run]:
     """All trainings, in their order."""
-    return [*(run for seed in range(SEEDS) for run in digits(runs, seed).values()), *scenes(runs).values()]
+    return list(dict.fromkeys([*(run for seed in range(SEEDS) for run in digits(runs, seed).values()), *scenes(runs).values()]))
 
 
 def shapes(runs: Path) -> Iterator[list[str]]:
