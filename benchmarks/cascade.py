@@ -1,7 +1,7 @@
 """Super-resolution and cascades: ``python -m benchmarks.cascade`` trains where nothing is trained and fills a page.
 
-- ``augmentation``: held-out digits and shapes from small pictures as they are and spoilt by noise, by networks that were trained with and
-  without noise-conditioning augmentation, shapes with three training seeds;
+- ``digits``, ``shapes``: held-out pictures from small ones as they are and spoilt by noise, by networks that were trained with and without
+  noise-conditioning augmentation, shapes with three training seeds;
 - ``emoji``: three stages on emoji, 16 to 32 to 64 pixels, beside bicubic enlargement.
 
 The page is docs/techniques/super_resolution.md.
@@ -9,7 +9,7 @@ The page is docs/techniques/super_resolution.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ SEEDS = 3
 UNTOLD = ("module.noise=[0.0,0.0]",)
 STAGES = tuple(Run(f"emoji/cascade_{side}") for side in (16, 32, 64))
 SHOWN = 8
+ENLARGED = ("Small picture enlarged", "Seed", "clean input, dB", "spoilt input, dB")
 HEADS = {
-    "augmentation": ("Experiment", "Small picture enlarged", "Seed", "clean input, dB", "spoilt input, dB"),
+    "digits": ENLARGED,
+    "shapes": ENLARGED,
     "emoji": ("", "PSNR, dB", "PSNR at 16x16", "contrast of neighbours, share of real", "Fréchet of spectra", "Fréchet of pixels at 16x16"),
 }
 
@@ -68,7 +70,7 @@ def augmentation(runs: Path, name: str, data: Any, seeds: int, n: int) -> list[l
     inputs, rows = (small, spoilt), []
 
     def row(who: str, seed: str, made: Sequence[Tensor]) -> None:
-        rows.append([name, who, seed, *(f"{decibels(pictures, x):.2f}" for pictures in made)])
+        rows.append([who, seed, *(f"{decibels(pictures, x):.2f}" for pictures in made)])
 
     def drawn(module: Any, level: float) -> list[Tensor]:
         told = label if module.denoiser.takes("label") else None
@@ -82,13 +84,6 @@ def augmentation(runs: Path, name: str, data: Any, seeds: int, n: int) -> list[l
         for level in LEVELS:
             row(f"with it, level {level:g}", str(seed), drawn(module, level))
     return rows
-
-
-def augmented(runs: Path) -> list[list[str]]:
-    """Rows on digits and on shapes."""
-    shapes = Shapes(size=32, spans=False)
-    return [*augmentation(runs, "digits/super_resolution", Digits(), 1, 297),
-            *augmentation(runs, "shapes/super_resolution", shapes, SEEDS, 250)]  # fmt: skip
 
 
 def spectrum(x: Tensor) -> Tensor:
@@ -145,9 +140,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     line.add_argument("--only", nargs="+", choices=HEADS, default=list(HEADS), help="tables to fill")
     given = line.parse_args(argv)
     torch.set_num_threads(1)
+    makers: dict[str, Callable[[Path], list[list[str]]]] = {
+        "digits": lambda runs: augmentation(runs, "digits/super_resolution", Digits(), 1, 297),
+        "shapes": lambda runs: augmentation(runs, "shapes/super_resolution", Shapes(size=32, spans=False), SEEDS, 250),
+        "emoji": emoji,
+    }
     for place, heads in HEADS.items():
         if place in given.only:
-            rows = augmented(given.runs) if place == "augmentation" else emoji(given.runs)
+            rows = makers[place](given.runs)
             fill(PAGE, place, table(heads, rows))
             print(place, *rows, sep="\n")
 
