@@ -2,6 +2,7 @@
 
 - ``bands``: held-out loss on the digits, in every band, of the trunk, of the trunk trained on for all bands, and of three experts,
   three training seeds of what follows the trunk;
+- ``curve``: the same loss in eighths of the noise, means over the seeds;
 - ``ensembles``: samples of the merged experts and of the trunk trained on for as many steps in all, which begins its learning rate
   anew as the experts do;
 - ``shapes``: samples of captioned shapes by experts that were trained in one run, and by the trunk trained on for as many steps.
@@ -12,7 +13,7 @@ The page is docs/techniques/experts.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ BANDS = {"lowest eighth": (0.0, 0.125), "middle": (0.125, 0.875), "highest eight
 BASE = LogNormal(-0.8, 1.2)
 SEEDS, STEPS, ROUNDS = 3, 400, 8
 SCENES = ("colour_presence", "pair_recall", "binding", "full_scene", "frechet")
+CURVES = ("trunk", "one network", *BANDS)
 HEADS = {
+    "curve": ("Noise", *CURVES),
     "bands": ("Trained on for", "Seed", *BANDS),
     "ensembles": ("Samples of", "Seed", "Fréchet distance", "accuracy", "nearest"),
     "shapes": ("Samples of", "Guidance", *SCENES),
@@ -61,10 +64,10 @@ def digits(runs: Path, seed: int) -> dict[str, Run]:
 
 
 @torch.no_grad()
-def losses(module: Any, x: Tensor, label: Tensor) -> list[str]:
-    """Mean weighted error in each band; the noise is the same for all modules."""
+def losses(module: Any, x: Tensor, label: Tensor, parts: Mapping[str, Sequence[float]] = BANDS) -> list[float]:
+    """Mean weighted error in each part of the noise; the noise is the same for all modules."""
     means = []
-    for name, edges in BANDS.items():
+    for name, edges in parts.items():
         total = 0.0
         for turn in range(ROUNDS):
             with forked("experts", name, turn):
@@ -72,7 +75,7 @@ def losses(module: Any, x: Tensor, label: Tensor) -> list[str]:
                 state = noised(x, sigma)
             error = (module.denoiser(state, sigma, Cond(label=label)) - x).square().flatten(1).mean(1)
             total += float((module.denoiser.weight(sigma) * error).mean())
-        means.append(f"{total / ROUNDS:.4f}")
+        means.append(total / ROUNDS)
     return means
 
 
@@ -89,7 +92,22 @@ def bands(runs: Path) -> Iterator[list[str]]:
         trained = digits(runs, seed)
         train(runs, trained.values())
         for name in (*(("trunk",) if seed == 0 else ()), "all noise", *BANDS):
-            yield [name, str(seed), *losses(load(trained[name], runs), held["x"], held["label"])]
+            found = losses(load(trained[name], runs), held["x"], held["label"])
+            yield [name, str(seed), *(f"{value:.4f}" for value in found)]
+
+
+def curve(runs: Path) -> Iterator[list[str]]:
+    """Held-out losses over the noise, one line an eighth of it."""
+    _, held = real_items(Digits())
+    assert held is not None
+    eighths = {f"{k} to {k + 1} eighths": (k / 8, (k + 1) / 8) for k in range(8)}
+    means = []
+    for name in CURVES:
+        seeds = range(1 if name == "trunk" else SEEDS)
+        found = [losses(load(digits(runs, seed)[name], runs), held["x"], held["label"], eighths) for seed in seeds]
+        means.append([sum(values) / len(values) for values in zip(*found, strict=True)])
+    for part, values in zip(eighths, zip(*means, strict=True), strict=True):
+        yield [part, *(f"{value:.4f}" for value in values)]
 
 
 def ensembles(runs: Path) -> Iterator[list[str]]:
@@ -135,7 +153,7 @@ def shapes(runs: Path) -> Iterator[list[str]]:
             yield [name, str(scale), *(f"{figures[key]['value']:.3f}" for key in SCENES)]
 
 
-PARTS = {"bands": bands, "ensembles": ensembles, "shapes": shapes}
+PARTS = {"bands": bands, "curve": curve, "ensembles": ensembles, "shapes": shapes}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
