@@ -76,13 +76,19 @@ def augmentation(runs: Path, name: str, data: Any, seeds: int, n: int) -> list[l
         told = label if module.denoiser.takes("label") else None
         return [module.sample(len(x), Cond(label=told, maps={"low_res": low}), seed=0, level=level, chunk=250).cpu() for low in inputs]
 
-    row("bicubic", "", [enlarge(low, x.shape[2:]) for low in inputs])
+    bicubic = [enlarge(low, x.shape[2:]) for low in inputs]
+    row("bicubic", "", bicubic)
     for seed, clean, main in variants(name, seeds):
         train(runs, [clean, main])
-        row("without augmentation", str(seed), drawn(load(clean, runs), 0.0))
+        untold = drawn(load(clean, runs), 0.0)
+        row("without augmentation", str(seed), untold)
         module = load(main, runs)
-        for level in LEVELS:
-            row(f"with it, level {level:g}", str(seed), drawn(module, level))
+        told = {level: drawn(module, level) for level in LEVELS}
+        for level, made in told.items():
+            row(f"with it, level {level:g}", str(seed), made)
+        if seed == 0:
+            sheet = torch.cat([pictures[:SHOWN] for pictures in (bicubic[1], untold[1], told[0.0][1], x)])
+            media.save(media.grid(sheet, columns=SHOWN), DOCS / "images" / f"{name.replace('/', '-').replace('_', '-')}.png")
     return rows
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import diffx
-from benchmarks.pages import fill, table
+from benchmarks.pages import DOCS, fill, table
 from benchmarks.training import Run, parser, train
-from diffx import Cond
+from diffx import Cond, media
 from diffx.data import Digits, Shapes
 from diffx.metrics import evaluate
 from diffx.metrics.real import real_items
@@ -34,7 +34,7 @@ from diffx.techniques.experts import joined
 PAGE = "techniques/experts.md"
 BANDS = {"lowest eighth": (0.0, 0.125), "middle": (0.125, 0.875), "highest eighth": (0.875, 1.0)}
 BASE = LogNormal(-0.8, 1.2)
-SEEDS, STEPS, ROUNDS = 3, 400, 8
+SEEDS, STEPS, ROUNDS, SHOWN = 3, 400, 8, 10
 SCENES = ("colour_presence", "pair_recall", "binding", "full_scene", "frechet")
 CURVES = ("trunk", "one network", *BANDS)
 HEADS = {
@@ -151,6 +151,13 @@ def shapes(runs: Path) -> Iterator[list[str]]:
             data, label = Shapes(size=16, spans=False), f"shapes {name} {scale}"
             figures = evaluate(load(run, runs), data, n=300, guidance=scale, folder=runs / "experts", name=label)["figures"]
             yield [name, str(scale), *(f"{figures[key]['value']:.3f}" for key in SCENES)]
+    _, held = real_items(Shapes(size=16, spans=False, val_items=SHOWN))
+    assert held is not None
+    drawn = []
+    for run in trained.values():
+        module = load(run, runs)
+        drawn.append(module.sample(SHOWN, module.condition(held), guidance=3.0, seed=0).cpu())
+    media.save(media.grid(torch.cat([held["x"], *drawn]), columns=SHOWN), DOCS / "images" / "shapes-experts.png")
 
 
 PARTS = {"bands": bands, "curve": curve, "ensembles": ensembles, "shapes": shapes}

@@ -2,6 +2,7 @@
 
 The prior is judged by the cosine between the embedding it draws for a held-out caption and the true one, beside that to the true one of
 another caption. The decoder is judged by the pictures it makes of the true embedding, of the prior's, and of either with the caption.
+Pictures of the first held-out captions are written beside the page.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import torch
 from torch.nn import functional as F
 
 import diffx
-from benchmarks.pages import fill, table
+from benchmarks.pages import DOCS, fill, table
 from benchmarks.training import Run, parser, train
+from diffx import media
 from diffx.data import Shapes
 from diffx.metrics import evaluate
-from diffx.metrics.real import real_items
+from diffx.metrics.real import real_items, take
 
 PRIOR, DECODER = Run("shapes/prior"), Run("shapes/decoder")
 SCENES = ("colour_presence", "absent_colours", "pair_recall", "full_scene", "frechet")
+SHOWN = 10
 TOLD = {"true embedding": (False, False), "prior's": (True, False), "prior's and caption": (True, True), "caption alone": (None, True)}
 
 
@@ -64,6 +67,18 @@ def cosines(prior: Any, data: Shapes, guidance: float) -> dict[str, float]:
     return {"own": float((drawn * true).sum(1).mean()), "other": float((drawn * true.roll(1, 0)).sum(1).mean())}
 
 
+def sheet(prior: Any, decoder: Any, data: Shapes) -> torch.Tensor:
+    """Held-out scenes, and below them what the decoder makes of each way of `TOLD` with guidance, from the same noise."""
+    _, held = real_items(data)
+    assert held is not None
+    some = take(held, torch.arange(SHOWN))
+    rows = [some["x"]]
+    for how in TOLD.values():
+        pair = Pair(prior, decoder, *how)
+        rows.append(pair.sample(SHOWN, pair.condition(some), guidance=3.0, seed=0).cpu())
+    return torch.cat(rows)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure, write the page."""
     runs: Path = parser("python -m benchmarks.unclip", __doc__).parse_args(argv).runs
@@ -81,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [[f"{guidance:g}", f"{cosine['own']:.4f}", f"{cosine['other']:.4f}"] for guidance, cosine in near.items()]
     fill("techniques/prior.md", "cosines", table(["Guidance", "cosine to its own", "to another's"], rows))
     fill("techniques/prior.md", "decoder", table(["Told", "Guidance", *SCENES], lines))
+    media.save(media.grid(sheet(prior, decoder, data), columns=SHOWN), DOCS / "images" / "shapes-prior.png")
     print(near, *lines, sep="\n")
 
 
