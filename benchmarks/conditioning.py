@@ -1,6 +1,6 @@
 """What models that are told something make of it: ``python -m benchmarks.conditioning``, or ``make conditioning``.
 
-Trains under ``runs/`` what is not there yet (about two hours on one core in all), measures it as ``diffx.evaluate`` does, and writes the
+Trains under ``runs/`` what is not there yet (about three hours on one core in all), measures it as ``diffx.evaluate`` does, and writes the
 tables of ``docs/conditioning.md`` and ``docs/techniques/knowledge.md``:
 
 - ``shapes``: U-Net and DiT that read whole captions, without and with guidance;
@@ -43,6 +43,7 @@ NAMED = {  # columns of the table of emoji: figure and detail
     "nearest": ("nearest", "value"),
 }
 
+# The tables, in the order in which they are measured.
 NAMES = ("shapes", "pooled", "encoders", "emoji", "knowledge")
 
 Report = Mapping[str, Any]

@@ -103,8 +103,9 @@ def curve(runs: Path) -> Iterator[list[str]]:
     eighths = {f"{k} to {k + 1} eighths": (k / 8, (k + 1) / 8) for k in range(8)}
     means = []
     for name in CURVES:
-        seeds = range(1 if name == "trunk" else SEEDS)
-        found = [losses(load(digits(runs, seed)[name], runs), held["x"], held["label"], eighths) for seed in seeds]
+        trained = [digits(runs, seed)[name] for seed in range(1 if name == "trunk" else SEEDS)]
+        train(runs, trained)
+        found = [losses(load(run, runs), held["x"], held["label"], eighths) for run in trained]
         means.append([sum(values) / len(values) for values in zip(*found, strict=True)])
     for part, values in zip(eighths, zip(*means, strict=True), strict=True):
         yield [part, *(f"{value:.4f}" for value in values)]
