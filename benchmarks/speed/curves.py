@@ -3,16 +3,21 @@
     python -m benchmarks.speed.curves            measure, write docs/performance/curves.json and the table of docs/performance.md
 
 Networks are small, so that a curve takes seconds; at such sizes the constant part of a step flattens the lower end, and the exponent of the
-last two points is the one to compare with theory.
+last two points is the one to compare with theory. What other processes do, ranks and workers, is measured by the wall clock, which means
+something on a machine with as many idle cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +25,10 @@ from torch import Tensor, nn
 
 from benchmarks.harness import Subject, compare, training_step
 from benchmarks.pages import DOCS, fill, table
+from benchmarks.speed.ranks import Ranks
+from benchmarks.speed.reading import pictures
 from diffx.conditions import Cond
+from diffx.data import ImageFolder
 from diffx.denoiser import Denoiser, EDMPrecond
 from diffx.experts import Experts
 from diffx.networks import DiT, UNet, VideoUNet
@@ -51,7 +59,8 @@ class Curve:
         results = compare([self.make(value) for value in self.values], rounds)["results"]
         ms, peaks = ([result[key] for result in results] for key in ("ms", "peak_mb"))
         memory = exponent(self.values, peaks) if all(peaks) else None
-        return {"title": self.title, "values": list(self.values), "ms": ms, "peak_mb": peaks, "time": exponent(self.values, ms),
+        time = exponent(self.values, ms) if all(self.values) else None
+        return {"title": self.title, "values": list(self.values), "ms": ms, "peak_mb": peaks, "time": time,
                 "time_last": exponent(self.values[-2:], ms[-2:]), "memory": memory, "reason": self.reason}  # fmt: skip
 
 
@@ -91,6 +100,33 @@ def _walk(steps: int) -> Subject:
     return Subject(str(steps), call, counted=False)
 
 
+def _of_a_rank() -> tuple[nn.Module, tuple[int, ...]]:
+    return _unet(64), (8, 3, 16, 16)
+
+
+def _world(ranks: int) -> Subject:
+    return Subject(str(ranks), Ranks(ranks, _of_a_rank).step, counted=False, wall=True)
+
+
+@functools.cache
+def _photographs() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory()
+    pictures(Path(folder.name), FILES)
+    return folder
+
+
+def _workers(count: int) -> Subject:
+    loader = ImageFolder(_photographs().name, 32, size=64, val=0.0, num_workers=count).train_dataloader()
+
+    def call() -> None:
+        for _ in islice(loader, FILES // 32):
+            pass
+        loader.close()
+
+    return Subject(str(count), call, counted=False, wall=True)
+
+
+FILES = 512
 CURVES = (
     Curve(
         "U-Net, batch", (1, 2, 4, 8, 16), lambda n: _step(n, _unet(), n, 3, 16, 16),
@@ -117,6 +153,14 @@ CURVES = (
         "0 for the networks, since every sample meets one expert; above it: smaller groups, and an optimizer over more weights",
     ),
     Curve("Euler walk, steps", (4, 8, 16, 32), _walk, "1: one evaluation a step, and nothing else that grows"),
+    Curve(
+        "ranks (gloo), each with a batch of its own", (1, 2), _world,
+        "0 where every rank has a core, and above it the exchange of gradients and the memory that cores share",
+    ),
+    Curve(
+        f"workers that read {FILES} JPEG files", (0, 1, 2, 4), _workers,
+        "-1 up to the number of cores, 0 beyond it; 0 workers read in the training process, so it computes nothing meanwhile",
+    ),
 )  # fmt: skip
 
 
@@ -125,8 +169,8 @@ def curves_table(found: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for curve in found:
         cost = ", ".join(f"{value}: {ms:.3g}" for value, ms in zip(curve["values"], curve["ms"], strict=True))
-        memory = "" if curve["memory"] is None else f"{curve['memory']:.2f}"
-        rows.append([curve["title"], cost, f"{curve['time']:.2f}", f"{curve['time_last']:.2f}", memory, curve["reason"]])
+        exponents = ("" if curve[key] is None else f"{curve[key]:.2f}" for key in ("time", "time_last", "memory"))
+        rows.append([curve["title"], cost, *exponents, curve["reason"]])
     return table(["What grows", "ms", "Exponent of time", "of the last two", "of memory", "Expected, and why"], rows)
 
 
