@@ -33,6 +33,7 @@ BEGUN = re.compile(r"runs/([\w/]+)/main")
 
 # What the source of a technique says it achieves, in few words; the figures beside it are ours, on our data.
 SAYS = {
+    "Autoencoder": "fewer numbers that keep what is seen",
     "ColdDiffusion": "degradations without noise can be undone and generate",
     "ConsistencyDistillation": "one or two steps instead of many",
     "DMD": "one step whose samples follow the teacher's law",
@@ -50,6 +51,8 @@ SAYS = {
     "RINDiffusion": "a few latents do the work of many patches",
     "SequenceDiffusion": "sound that can be continued",
     "SuperResolution": "large pictures from small, noisy ones",
+    "TextualInversion": "a word for what a few pictures show",
+    "VQAutoencoder": "pictures as a few codes from a book",
     "VideoDiffusion": "clips whose frames belong together",
 }
 

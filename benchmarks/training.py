@@ -11,10 +11,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from diffx.recipes.compose import compose
+
 __all__ = ["Run", "measured", "parser", "train"]
+
+
+TRAINED_BY = ("module", "data", "trainer", "seed")  # the sections of a recipe that decide what is trained
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,29 @@ class Run:
         """Train unless it was finished before, which an empty file ``finished`` in its folder says.
 
         ``cost.json`` beside it says what the training took; of one that went on from a checkpoint, what the last part took.
+
+        Raises:
+            SystemExit: what lies there was trained by another recipe.
         """
         folder = self.folder(runs)
-        if not (folder / "finished").exists():
+        if (folder / "finished").exists():
+            written, asked = _deciding(str(folder / "config.yaml")), _deciding(self.experiment, (*self.overrides, f"runs={runs}"))
+            if differing := [name for name in TRAINED_BY if written[name] != asked[name]]:
+                raise SystemExit(
+                    f"{folder} was trained by another recipe than {self.experiment} is now: {', '.join(differing)} differ; move it away"
+                )
+        else:
             command = ["-m", "diffx.fit", f"experiment={self.experiment}", f"run={self.name}", f"runs={runs}", *self.overrides]
             resumed = any((folder / "checkpoints").glob("*.ckpt"))
             cost = {**measured([sys.executable, *command]), "resumed": resumed}
             (folder / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
             (folder / "finished").touch()
+
+
+def _deciding(recipe: str, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """The deciding sections of a recipe as text, the folder of runs called ``runs`` wherever it lies."""
+    tree: Any = compose(recipe, overrides).tree
+    return {name: json.dumps(tree.get(name), sort_keys=True).replace(f'"{tree.get("runs", "runs")}/', '"runs/') for name in TRAINED_BY}
 
 
 def measured(command: Sequence[str]) -> dict[str, float]:

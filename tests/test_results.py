@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from benchmarks import results
-from benchmarks.training import measured
+from benchmarks.training import Run, measured
+from diffx import techniques
+from diffx.recipes.compose import compose
 
 
 def test_what_an_experiment_begins_from_comes_first():
@@ -16,14 +18,30 @@ def test_what_an_experiment_begins_from_comes_first():
     order = results.planned("digits")
     assert order.index("digits/teacher") < order.index("digits/consistency")
     assert len(order) == len({*order})
-    assert "digits/autoencoder" not in order, "it makes no claim"
+    assert "digits/guided_few" not in order, "it makes no claim"
     assert results.planned("digits/edm") == ["digits/edm"]
     with pytest.raises(SystemExit, match="no experiment 'digit' with a claim; try one of audio, digits"):
         results.planned("digit")
 
 
-def test_every_technique_with_a_claim_is_spoken_for():
-    assert {results.compose(name).tree["module"]["_target_"].rpartition(".")[2] for name in results.planned()} <= {*results.SAYS}
+def test_every_technique_makes_a_claim_and_is_spoken_for():
+    assert {results.compose(name).tree["module"]["_target_"].rpartition(".")[2] for name in results.planned()} == {*techniques.__all__}
+    assert {*results.SAYS} == {*techniques.__all__}
+
+
+def test_what_another_recipe_trained_is_not_taken_for_this_one(tmp_path):
+    run = Run("digits/dit", "main", ("seed=3",))
+    folder = run.folder(tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "finished").touch()
+    for options, differing in (("", ["seed"]), ("seed=3", []), ("seed=3 module.denoiser.depth=2", ["module"])):
+        tree = compose("digits/dit", [*options.split(), f"runs={tmp_path}"]).tree
+        (folder / "config.yaml").write_text(json.dumps({key: value for key, value in tree.items() if key not in ("run", "resume")}))
+        if differing:
+            with pytest.raises(SystemExit, match=f"another recipe than digits/dit is now: {', '.join(differing)} differ"):
+                run.train(tmp_path)
+        else:
+            run.train(tmp_path)  # there is nothing to do
 
 
 def held(kept=True, **changes):

@@ -19,6 +19,7 @@ from ..recipes import recipe_of
 from ..recipes.runs import environment
 from .claim import Claim
 from .drawn import SampleParts, requests
+from .embedded import draws_embeddings, embedded, embedding_figure
 from .features import Features
 from .figures import FIGURES, PUBLISHED, Evidence, Figure, figure_names, measure
 from .own import own_features, own_figures
@@ -71,21 +72,22 @@ def evaluate(
     if share[1] > 1 and folder is None:
         raise ValueError(f"{share[1]} processes need a folder to put their samples together")
     native = own_features(data)
-    promise, n = _promised(claim or {}, [native, features], n, (*own_figures(data, {}), *restored_figures(module, {})))
-    train, held_out = real_items(data, items)
+    promise, n = _promised(claim or {}, [native, features], n, (*_judges(module, data, {}), *restored_figures(module, {})))
+    train, held_out = (embedded(module, found or {}) for found in real_items(data, items))
     folder = None if folder is None else Path(folder)
     parts = SampleParts(module, held_out or train, n, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk, folder=folder)
     clock = [time.process_time()]
     samples, labels = parts.draw(*share), parts.labels
     clock.append(time.process_time())
-    more = restored_figures(module, held_out or {}, sampler, chunk)
-    figures, skipped = _measured(samples, labels, data, train, held_out or {}, [native, features], more)
+    asked = take(held_out or train, asked_rows(held_out or train, n))
+    more = (*_judges(module, data, asked), *restored_figures(module, held_out, sampler, chunk, native))
+    figures, skipped = _measured(samples, labels, data, train, held_out, [native, features], more)
     clock.append(time.process_time())
     verdict = promise.verdict(figures, n, skipped)
     report = {
         **(about or {}),
         **{"samples": n, "seed": seed, "guidance": recipe_of(guidance), "sampler": recipe_of(sampler or getattr(module, "sampler", None))},
-        **_compared(data, train, held_out or {}, [native, features]),
+        **_compared(data, train, held_out, [native, features]),
         **{"figures": figures, "skipped": skipped, "claim": dict(claim or {}), "verdict": verdict, "kept": promise.kept(verdict)},
         "cpu_seconds": {"samples": round(clock[1] - clock[0], 2), "figures": round(clock[2] - clock[1], 2)},
         "versions": _versions(),
@@ -107,6 +109,11 @@ def _promised(claim: Mapping[str, Any], features: Sequence[Features | None], n: 
     return promise, n
 
 
+def _judges(module: Any, data: Any, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """The figures of the data's own judge, or where embeddings are drawn those of them, for samples told of the items ``asked``."""
+    return (embedding_figure(asked),) if draws_embeddings(module) else own_figures(data, asked)
+
+
 def _measured(
     samples: Tensor, labels: Tensor | None, data: Any, train: Mapping[str, Any], real: Mapping[str, Any],
     features: Sequence[Features | None], own: Iterable[Figure],
@@ -116,9 +123,8 @@ def _measured(
     The first of ``features`` are the data's own: where it has such, pixels are not looked at.
     """
     evidence = Evidence(samples, train["x"], labels, train.get("label"), real.get("x"), real.get("label"))
-    prompts = real or train
     common = FIGURES if features[0] is None else ()
-    figures, skipped = measure(evidence, (*common, *own_figures(data, take(prompts, asked_rows(prompts, len(samples)))), *own))
+    figures, skipped = measure(evidence, (*common, *own))
     if features[0] is not None:
         skipped |= dict.fromkeys(figure_names(), f"bare values of {type(data).__name__} are not compared")
     for some in filter(None, features):

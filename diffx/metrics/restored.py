@@ -1,4 +1,4 @@
-"""Figures of modules that bring degraded data back: how near to the original, how legible, and how much nearer than the naive way."""
+"""Figures of modules that bring data back from less: how near to the original, how legible, and how much nearer than the naive way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .features import Pixels, extract
+from .features import Features, Pixels, extract
 from .figures import JUDGE_PIXELS, Evidence, Figure, Results, Unsuited
 from .frechet import Moments, frechet
 from .judge import ClassJudge
@@ -25,19 +25,23 @@ def psnr(x: Tensor, y: Tensor) -> float:
     return 10 * math.log10(4 / max(mse, 4e-12))
 
 
-def restored_figures(module: Any, real: Mapping[str, Any], sampler: Any = None, chunk: int = 250) -> tuple[Figure, ...]:
-    """The figures of what a module makes of wholly degraded held-out items; none, unless it has a method ``restorations``.
+def restored_figures(
+    module: Any, real: Mapping[str, Any], sampler: Any = None, chunk: int = 250, features: Features | None = None
+) -> tuple[Figure, ...]:
+    """The figures of what a module makes of degraded, shrunk or encoded held-out items; none, unless it has a method ``restorations``.
 
     - ``psnr``: to the items themselves, in dB, see `psnr`.
     - ``psnr_gain``: by how many dB that is more than the naive way gives.
-    - ``frechet_ratio``: Frechet distance to the training items on pixels, divided by that of the naive way. Both distances are details.
+    - ``frechet_ratio``: Frechet distance to the training items, divided by that of the naive way. Both distances are details.
     - ``restored_accuracy``: share in which a judge of training items sees the item's class, with its share on the items themselves.
 
     Args:
-        module: with ``restorations(x (B, *), cond, sampler=...) -> {"own": (B, *), "naive": (B, *)}``, such as `ColdDiffusion`.
+        module: with ``restorations(x (B, *), cond, sampler=...) -> {"own": (B, *), "naive": (B, *)}``, as `ColdDiffusion`,
+            `SuperResolution` and the autoencoders have.
         real: the held-out items, names -> columns as in a batch; empty where only the names of the figures are wanted.
         sampler: the way back; the module's own by default.
         chunk: items restored at once.
+        features: what is compared by the Frechet distances; bare values, pixels, by default.
     """
     if not hasattr(module, "restorations"):
         return ()
@@ -58,9 +62,10 @@ def restored_figures(module: Any, real: Mapping[str, Any], sampler: Any = None, 
 
     def law(evidence: Evidence) -> Results:
         assert evidence.held_out is not None
-        reference = Moments(extract(Pixels(), evidence.train))
-        own, naive = (frechet(extract(Pixels(), back()[name]), reference) for name in ("own", "naive"))
-        held_out = frechet(extract(Pixels(), evidence.held_out), reference)
+        seen = features or Pixels()
+        reference = Moments(extract(seen, evidence.train))
+        own, naive = (frechet(extract(seen, back()[name]), reference) for name in ("own", "naive"))
+        held_out = frechet(extract(seen, evidence.held_out), reference)
         return {"frechet_ratio": {"value": own / naive, "own": own, "naive": naive, "items": held_out}}
 
     def legibility(evidence: Evidence) -> Results:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..conditions import Cond
 from ..module import Batch, DiffusionModule, freeze
+from ..resizing import enlarge, shrink
 from ..tensors import felt_by, mean_flat
 
 __all__ = ["FirstStage", "balance"]
@@ -58,6 +59,16 @@ class FirstStage(DiffusionModule):
     @abstractmethod
     def reconstruct(self, x: Tensor) -> Tensor:
         """Pictures ``(B, C, H, W)`` through their latents and back, clamped to [-1, 1]."""
+
+    def restorations(self, x: Tensor, cond: Cond = Cond(), *, sampler: Any = None) -> dict[str, Tensor]:
+        """Pictures ``(B, C, H, W)`` through their latents and back: ``"own"``; shrunk to the latents' grid and enlarged: ``"naive"``.
+
+        From these `diffx.metrics.evaluate` computes ``psnr``, ``psnr_gain``, ``frechet_ratio`` and ``restored_accuracy``.
+        """
+        sides = x.shape[2:]
+        grid = self.codec.shape(tuple(x.shape[1:]))[-len(sides) :]
+        factors = [side // cells for side, cells in zip(sides, grid, strict=True)]
+        return {"own": self.reconstruct(x), "naive": enlarge(shrink(x, factors), sides)}
 
     @abstractmethod
     def latents(self, size: tuple[int, ...], generators: Any) -> Tensor:

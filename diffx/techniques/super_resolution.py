@@ -166,6 +166,14 @@ class SuperResolution(EDM):
 
         return self.sampled(n, cond, draw, seed=seed, shape=shape, chunk=chunk)
 
+    def restorations(self, x: Tensor, cond: Cond, *, sampler: Sampler | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Large pictures ``(B, *shape)`` from the small ones of ``cond``: ``"own"``, drawn, and ``"naive"``, enlarged without a network.
+
+        From these `diffx.metrics.evaluate` computes ``psnr``, ``psnr_gain``, ``frechet_ratio`` and ``restored_accuracy``.
+        """
+        own = self.sample(len(x), cond, sampler=sampler, seed=seed, shape=x.shape[1:])
+        return {"own": own, "naive": self.enlarged(cond, x.shape).maps[LOW_RES]}
+
 
 def augmented(cond: Cond, level: Tensor, noise: Tensor) -> Cond:
     """Mix ``noise`` (B, C, H, W) into the enlarged small picture: its share, in standard deviations, is ``level`` (B,) in [0, 1]."""

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from diffx.codebook import Codebook
 from diffx.codecs import KL
 from diffx.networks import ConvAutoencoder, PatchCritic
+from diffx.resizing import enlarge, shrink
 from diffx.techniques import Autoencoder, VQAutoencoder
 from diffx.techniques.first_stage import balance
 from diffx.tokenizers import VQ
@@ -91,3 +92,12 @@ def test_a_critic_of_patches_judges_samples_one_by_one():
         MAKE["vq"](adversarial_from=-1)
     with pytest.raises(ValueError, match="axes"):
         PatchCritic(axes=4)
+
+
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
+def test_what_comes_back_stands_beside_pictures_of_as_many_places(make):
+    torch.manual_seed(0)
+    module, x = make().eval(), torch.rand(3, 1, 8, 8) * 2 - 1
+    found = module.restorations(x)
+    assert torch.equal(found["own"], module.reconstruct(x))
+    assert torch.equal(found["naive"], enlarge(shrink(x, 2), (8, 8)))  # its latents are 4 x 4

@@ -120,3 +120,11 @@ def test_small_pictures_of_training_may_be_spoilt():
 def test_windows_that_do_not_fit_are_refused(window):
     with pytest.raises(ValueError, match="window must be divisible by the factor 2"):
         far_sighted(window=window)
+
+
+def test_what_is_drawn_stands_beside_what_is_only_enlarged():
+    module, x = super_resolution(level=0.2), pictures(3)["x"]
+    cond = module.condition(pictures(3))
+    found = module.restorations(x, cond, seed=4)
+    assert torch.equal(found["own"], module.sample(3, cond, seed=4))
+    assert torch.equal(found["naive"], enlarge(shrink(x, 2), (8, 8)))
