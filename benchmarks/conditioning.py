@@ -5,7 +5,7 @@ tables of ``docs/conditioning.md`` and ``docs/techniques/knowledge.md``:
 
 - ``shapes``: U-Net and DiT that read whole captions, without and with guidance;
 - ``pooled``: the U-Net that is told the pooled text, too, three training seeds;
-- ``encoders``: a model of two text encoders, told by both, or by either one while the other is hidden;
+- ``encoders``: a model of two text encoders, told by both, or by either one while the other is hidden, three training seeds;
 - ``emoji``: real pictures told by names that were trained on and by names that were not;
 - ``knowledge``: knowledge enhancement and the same training without it, on captions that leave attributes out, three seeds each.
 """
@@ -27,10 +27,12 @@ from diffx.data import Emoji, Shapes
 from diffx.metrics import evaluate
 
 SHAPES = {"U-Net": Run("shapes/text_unet"), "DiT": Run("shapes/text_dit")}
-ENCODERS = Run("shapes/two_encoders")
 EMOJI = Run("emoji/text")
 SEEDS = range(3)
-POOLED = {seed: Run("shapes/text_pooled", f"w{seed}" if seed else "main", (f"seed={seed}",) if seed else ()) for seed in SEEDS}
+POOLED, ENCODERS = (
+    {seed: Run(f"shapes/{name}", f"w{seed}" if seed else "main", (f"seed={seed}",) if seed else ()) for seed in SEEDS}
+    for name in ("text_pooled", "two_encoders")
+)
 HIDDEN = {"both": (), "colours": ("shape_text",), "shapes": ("colour_text",), "nothing": ("colour_text", "shape_text")}
 SHORT = "trainer.max_steps=2500"  # enough to tell two trainings apart
 PLAIN = ("module.boost=null", "module.distance=null", "data.append=0", "data.replace=0")
@@ -81,7 +83,7 @@ def planned(only: Iterable[str] = NAMES) -> list[Run]:
     needed = {
         "shapes": list(SHAPES.values()),
         "pooled": list(POOLED.values()),
-        "encoders": [ENCODERS],
+        "encoders": list(ENCODERS.values()),
         "emoji": [EMOJI],
         "knowledge": pairs(),
     }
@@ -107,7 +109,11 @@ def measured(runs: Path, only: Iterable[str] = NAMES) -> dict[str, dict[str, Rep
         "pooled": lambda: {
             f"{seed} {w}": judged(run, shapes, f"pooled-{seed}-{w}", guidance=w) for seed, run in POOLED.items() for w in (1, 3)
         },
-        "encoders": lambda: {told: judged(ENCODERS, parts, f"encoders-{told}", columns) for told, columns in HIDDEN.items()},
+        "encoders": lambda: {
+            f"{seed} {told}": judged(run, parts, f"encoders-{seed}-{told}", columns)
+            for seed, run in ENCODERS.items()
+            for told, columns in HIDDEN.items()
+        },
         "emoji": lambda: {
             f"{told} {w}": judged(EMOJI, Emoji(size=32, fit="ink", **split), f"emoji-{told}-{w}", n=456, guidance=w)
             for told, split in names.items()
@@ -136,8 +142,8 @@ def scenes_table(head: str, found: Mapping[str, Report]) -> str:
 
 
 def encoders_table(found: Mapping[str, Report]) -> str:
-    """What is told, by line."""
-    return table(["Told", *SCENES], [[told, *figures(report, SCENES)] for told, report in found.items()])
+    """Seed and what is told, by line."""
+    return table(["Seed", "Told", *SCENES], [[*line.split(), *figures(report, SCENES)] for line, report in found.items()])
 
 
 def emoji_table(found: Mapping[str, Report]) -> str:

@@ -182,7 +182,7 @@ def test_pages_of_conditioning_have_a_line_for_each_report_and_a_mean_over_seeds
     found = {
         "shapes": {"U-Net 1": report(0.5)},
         "pooled": {"0 1": report(0.5)},
-        "encoders": {told: report(0.5) for told in conditioning.HIDDEN},
+        "encoders": {f"0 {told}": report(0.5) for told in conditioning.HIDDEN},
         "emoji": {"seen 1": report(0.25)},
         "knowledge": {run.name: report(int(run.name[-1]) / 4) for run in conditioning.pairs()},
     }
@@ -200,6 +200,10 @@ def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.training.measured", lambda command: asked.append(command) or {"wall_seconds": 1.0})
     run = Run("digits/edm", "mine", ("trainer.max_steps=3",))
     run.folder(tmp_path).mkdir(parents=True)
+    tree = compose("digits/edm", [*run.overrides, f"runs={tmp_path}"]).tree
+    (run.folder(tmp_path) / "config.yaml").write_text(
+        json.dumps({key: value for key, value in tree.items() if key not in ("run", "resume")})
+    )
     for _ in range(2):
         run.train(tmp_path)
     assert len(asked) == 1 and asked[0][2:] == ["diffx.fit", "experiment=digits/edm", "run=mine", f"runs={tmp_path}", "trainer.max_steps=3"]
