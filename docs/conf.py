@@ -1,4 +1,4 @@
-"""Sphinx configuration: furo, pages and notebooks by MyST, API pages from docstrings. Builds offline; warnings are errors (`make docs`)."""
+"""Sphinx configuration: furo, pages and notebooks by MyST, API pages from docstrings. Builds and is read offline, formulas too; warnings are errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ author = "The diffx developers"
 copyright = "The diffx developers, Apache-2.0"
 release = version = re.search(r'__version__ = "(.+)"', (ROOT / "diffx" / "version.py").read_text()).group(1)
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.doctest", "sphinx.ext.mathjax", "sphinx-mathjax-offline"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"  # a name in single backticks links to its page where there is one
 toc_object_entries_show_parents = "hide"
