@@ -1,4 +1,4 @@
-"""Sphinx configuration: furo, pages and notebooks by MyST, API pages from docstrings. Builds and is read offline, formulas too; warnings are errors."""
+"""Sphinx configuration: furo, pages and notebooks by MyST, API pages from docstrings. It is built and read offline, formulas too."""
 
 from __future__ import annotations
 
