@@ -26,12 +26,12 @@ from diffx.samplers import Euler
 from diffx.schedules import Karras
 
 PAIRS = (  # what the picture shows, what it is to show, and the word that tells them apart
-    ("orange book", "blue book", "blue"),
-    ("green heart", "purple heart", "purple"),
-    ("grinning face", "crying face", "crying"),
-    ("large red circle", "large blue circle", "blue"),
-    ("red apple", "green apple", "green"),
-    ("dog face", "cat face", "cat"),
+    ("neutral face", "crying face", "crying"),
+    ("grinning face", "angry face", "angry"),
+    ("large red circle", "large yellow circle", "yellow"),
+    ("full moon symbol", "new moon symbol", "new"),
+    ("white medium small square", "black medium small square", "black"),
+    ("deciduous tree", "evergreen tree", "evergreen"),
 )
 GUIDANCE, STEPS, SIDE = 3.0, 40, 16
 

@@ -47,7 +47,7 @@ class Imagic:
         return replace(target, tokens=mixed(self.tokens, target.tokens), vectors=mixed(self.vectors, target.vectors))
 
 
-def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, *, text_steps: int = 100, text_lr: float = 1e-3,
+def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, *, text_steps: int = 200, text_lr: float = 1e-2,
                steps: int = 300, lr: float = 1e-4, batch: int = 16, seed: int = 0) -> Imagic:  # fmt: skip
     """Fit the target's text to a picture, then a copy of the denoiser to both, each by the loss that it was trained with (Adam).
 
@@ -58,9 +58,9 @@ def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, 
         x: one picture (1, *), or its latents.
         target: what it is to show, batch 1, with sources of tokens; the text begins here, its pooled vectors with it.
         schedule: law of the levels, that of training.
-        text_steps: steps of the text.
-        text_lr: learning rate of the text.
-        steps: steps of the weights.
+        text_steps: steps of the text. A text that hardly moved leaves all to the weights, and then the target shows the picture as well.
+        text_lr: learning rate of the text, for encoders that are trained along; CLIP's and T5's states want about 1e-3.
+        steps: steps of the weights: more keep more of the picture, and let it be changed less.
         lr: learning rate of the weights.
         batch: draws of noise per step.
         seed: of noise and levels.
