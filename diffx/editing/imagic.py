@@ -59,7 +59,7 @@ def fit_imagic(denoiser: Denoiser, x: Tensor, target: Cond, schedule: Schedule, 
         target: what it is to show, batch 1, with sources of tokens; the text begins here, its pooled vectors with it.
         schedule: law of the levels, that of training.
         text_steps: steps of the text. A text that hardly moved leaves all to the weights, and then the target shows the picture as well.
-        text_lr: learning rate of the text, for encoders that are trained along; CLIP's and T5's states want about 1e-3.
+        text_lr: learning rate of the text, chosen for encoders that are trained along.
         steps: steps of the weights: more keep more of the picture, and let it be changed less.
         lr: learning rate of the weights.
         batch: draws of noise per step.
