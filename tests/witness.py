@@ -6,6 +6,8 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from diffx import files
+
 
 class Witness(L.Callback):
     """After every optimizer step write ``rank<r>`` with the step and the first number that the rank's step-keyed generator gives.
@@ -31,4 +33,4 @@ class Witness(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         text = "\n".join([str(trainer.global_step), *map(str, self.draws)])
-        (self.folder / f"rank{trainer.global_rank}").write_text(text)
+        files.write(self.folder / f"rank{trainer.global_rank}", lambda file: file.write(text.encode()))  # whole, whenever it is read
