@@ -282,7 +282,7 @@ def fitting(module: Any) -> tuple[list[Row], Tensor]:
         walks.append(torch.cat([tool.blend(fitted, target, share) for share in SHARES]))
     by_share = torch.stack(walks, 1)
     db = [psnr(x, pictures).mean().item() for pictures in by_share]
-    good = db[0] >= 25 and spearmanr(SHARES, db).statistic < -0.8
+    good = db[0] >= 25 and bool(spearmanr(SHARES, db).statistic < -0.8)
     rows: list[Row] = [
         (f"Imagic, {share:g} of the target", (*changed(pictures, held), f"{value:.1f} dB"), good)
         for share, pictures, value in zip(SHARES, by_share, db, strict=True)
