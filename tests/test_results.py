@@ -25,8 +25,11 @@ def test_what_an_experiment_begins_from_comes_first():
 
 
 def test_every_technique_makes_a_claim_and_is_spoken_for():
-    assert {results.compose(name).tree["module"]["_target_"].rpartition(".")[2] for name in results.planned()} == {*techniques.__all__}
-    assert {*results.SAYS} == {*techniques.__all__}
+    spoken = {*techniques.__all__} - {
+        "TextualInversion"
+    }  # asked by captions it would answer as its model does; benchmarks.editing asks its word
+    assert {results.compose(name).tree["module"]["_target_"].rpartition(".")[2] for name in results.planned()} == spoken
+    assert {*results.SAYS} == spoken
 
 
 def test_what_another_recipe_trained_is_not_taken_for_this_one(tmp_path):

@@ -74,13 +74,12 @@ def evaluate(
     native = own_features(data)
     promise, n = _promised(claim or {}, [native, features], n, (*_judges(module, data, {}), *restored_figures(module, {})))
     train, held_out = (embedded(module, found or {}) for found in real_items(data, items))
-    folder = None if folder is None else Path(folder)
-    parts = SampleParts(module, held_out or train, n, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk, folder=folder)
+    real, folder = held_out or train, None if folder is None else Path(folder)
+    parts = SampleParts(module, real, n, guidance=guidance, sampler=sampler, seed=seed, chunk=chunk, folder=folder)
     clock = [time.process_time()]
     samples, labels = parts.draw(*share), parts.labels
     clock.append(time.process_time())
-    asked = take(held_out or train, asked_rows(held_out or train, n))
-    more = (*_judges(module, data, asked), *restored_figures(module, held_out, sampler, chunk, native))
+    more = (*_judges(module, data, take(real, asked_rows(real, n))), *restored_figures(module, held_out, sampler, chunk, native))
     figures, skipped = _measured(samples, labels, data, train, held_out, [native, features], more)
     clock.append(time.process_time())
     verdict = promise.verdict(figures, n, skipped)
