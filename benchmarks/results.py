@@ -156,7 +156,8 @@ def _one(run: Run, seed: int, runs: Path) -> dict[str, Any]:
     folder = run.folder(runs)
     out = folder / "book"
     shutil.rmtree(out, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "diffx.evaluate", f"run={folder}", f"experiment={run.experiment}", f"out={out}"], check=True)
+    asked = [f"checkpoint={folder}", f"experiment={run.experiment}", f"out={out}"]  # judged by the claim of today, not of the run
+    subprocess.run([sys.executable, "-m", "diffx.evaluate", *asked], check=True)
     report = json.loads(next(out.glob("*.json")).read_text(encoding="utf-8"))
     cost = folder / "cost.json"
     return {
