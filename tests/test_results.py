@@ -25,9 +25,7 @@ def test_what_an_experiment_begins_from_comes_first():
 
 
 def test_every_technique_makes_a_claim_and_is_spoken_for():
-    spoken = {*techniques.__all__} - {
-        "TextualInversion"
-    }  # asked by captions it would answer as its model does; benchmarks.editing asks its word
+    spoken = {*techniques.__all__} - {"TextualInversion"}  # captions do not ask for its word; benchmarks.editing does
     assert {results.compose(name).tree["module"]["_target_"].rpartition(".")[2] for name in results.planned()} == spoken
     assert {*results.SAYS} == spoken
 
