@@ -9,8 +9,9 @@ import torch
 from benchmarks import conditioning, distillation, experts, gpu_half_hour, objectives, pages
 from benchmarks.harness import PLAIN, Subject, compare, paired, peak_memory, report, training_step
 from benchmarks.speed import curves
-from benchmarks.speed.__main__ import ROWS, goals_table, subjects_table
+from benchmarks.speed.__main__ import ROWS, at_roof, goals_table, subjects_table
 from benchmarks.speed.rows import Goal, Row
+from benchmarks.speed.shares import KINDS, kind, shares, shares_table
 from benchmarks.training import Run
 from diffx.recipes.build import build
 from diffx.recipes.check import check
@@ -58,8 +59,24 @@ def test_a_peer_that_is_not_installed_is_named_and_the_rest_is_measured():
     assert outcome["missing"] == {"absent": "no_such_package_for_benchmarks is not installed"}
     assert [result["name"] for result in outcome["results"]] == ["there", "ours"]
     lines = goals_table({"row": {"title": "A row", **outcome}}).splitlines()
-    assert lines[2].endswith("| yes |") and lines[3].split(" | ")[3] == "not installed"
+    assert " | yes | " in lines[2] and lines[3].split(" | ")[3] == "not installed"
     assert "no_such_package" in subjects_table({"row": {"title": "A row", **outcome}})
+
+
+def test_at_the_roof_a_peer_of_half_its_speed_takes_twice_as_long():
+    results = [{"name": "ours", "gflop": 3.0, "of_roof": 0.9}, {"name": "peer", "gflop": 6.0, "of_roof": 0.5}]
+    goal = {"ours": "ours", "peer": "peer", "per_flop": True}
+    assert at_roof({"results": results}, goal) == 0.5 and at_roof({"results": results}, {**goal, "per_flop": False}) == 0.25
+    assert at_roof({"results": results}, {**goal, "peer": "absent"}) is None
+
+
+def test_shares_of_a_step_are_those_of_its_operators():
+    kinds = ("addmm", "convolution_backward", "native_group_norm", "_fused_adamw_", "_foreach_lerp_", "copy_", "silu_backward")
+    assert [kind(f"aten::{name}") for name in kinds] == ["products", "products", "norms", "optimizer", "optimizer", "copies", "rest"]
+    a = torch.randn(512, 512)
+    found = shares(lambda: [a @ a, torch.nn.functional.layer_norm(a, (512,))])
+    assert sum(found[name] for name in KINDS) == pytest.approx(1.0) and found["products"] > found["norms"] > 0 == found["optimizer"]
+    assert "products" in shares_table([{"title": "A job", "name": "ours", **found}])
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if name != "jpeg"])
