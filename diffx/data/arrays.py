@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,8 @@ class Memory:
         text: N captions, or None.
         classes: labels lie in [0, classes); None takes the largest label.
         class_names: one name per class, or None.
-        flip: mirror the last axis with probability 1/2, keyed by (seed, epoch, index).
+        columns: name -> N texts, or a tensor of N rows, that batches have besides; of three and more axes they are pictures like ``x``.
+        flip: mirror the last axis of pictures with probability 1/2, keyed by (seed, epoch, index).
         seed: key of the flips.
 
     Raises:
@@ -66,9 +68,11 @@ class Memory:
 
     def __init__(
         self, x: Tensor, label: Tensor | None = None, text: Sequence[str] | None = None, *, classes: int | None = None,
-        class_names: Sequence[str] | None = None, flip: bool = False, seed: int = 0,
+        class_names: Sequence[str] | None = None, columns: Mapping[str, Tensor | Sequence[str]] | None = None, flip: bool = False,
+        seed: int = 0,
     ) -> None:  # fmt: skip
-        for name, values in (("labels", label), ("captions", text)):
+        self.columns = dict(columns or {})
+        for name, values in (("labels", label), ("captions", text), *self.columns.items()):
             if values is not None and len(values) != len(x):
                 raise ValueError(f"{len(x)} images, but {len(values)} {name}; each image needs one")
         if label is not None and len(label):
@@ -90,21 +94,40 @@ class Memory:
     def fetch(self, indices: np.ndarray, epoch: int) -> Batch:
         """Index the tensors; see `diffx.data.Source`."""
         rows = torch.from_numpy(indices)
-        x = self.x.numpy().take(indices, axis=0)  # numpy copies whole items and wakes no thread pool: 2 to 30 times faster than x[rows]
-        if self.flip:
-            mirrored = self._mirrored(epoch)[indices]
-            x[mirrored] = x[mirrored][..., ::-1]
-        batch: Batch = {"x": torch.from_numpy(x), "index": rows}
+        mirrored = self._mirrored(epoch)[indices] if self.flip else None
+        batch: Batch = {"x": _taken(self.x, indices, mirrored), "index": rows}
         if self.label is not None:
             batch["label"] = self.label.index_select(0, rows)
         if self.text is not None:
             batch["text"] = [self.text[row] for row in indices.tolist()]
+        for name, values in self.columns.items():
+            batch[name] = _taken(values, indices, mirrored) if isinstance(values, Tensor) else [values[row] for row in indices.tolist()]
         return batch
+
+    def part(self, rows: np.ndarray, flip: bool, seed: int) -> Memory:
+        """The items at ``rows``, mirrored or not."""
+        at = torch.from_numpy(rows)
+
+        def of(values: Any) -> Any:
+            if values is None or len(rows) == len(self):
+                return values
+            return values[at] if isinstance(values, Tensor) else [values[row] for row in rows]
+
+        columns = {name: of(values) for name, values in self.columns.items()}
+        return Memory(of(self.x), of(self.label), of(self.text), classes=self.classes, class_names=self.class_names, columns=columns,
+                      flip=flip, seed=seed)  # fmt: skip
 
     def _mirrored(self, epoch: int) -> np.ndarray:
         if self._flips[0] != epoch:  # drawn for the whole epoch at once: still a function of (seed, epoch, index)
             self._flips = epoch, (torch.rand(len(self), generator=rng.generator(self.seed, "augment", epoch)) < 0.5).numpy()
         return self._flips[1]
+
+
+def _taken(values: Tensor, indices: np.ndarray, mirrored: np.ndarray | None) -> Tensor:
+    taken = values.numpy().take(indices, axis=0)  # numpy copies whole items and wakes no thread pool: 2 to 30 times faster than x[rows]
+    if mirrored is not None and taken.ndim > 2:
+        taken[mirrored] = taken[mirrored][..., ::-1]
+    return torch.from_numpy(taken)
 
 
 @recorded
@@ -122,7 +145,9 @@ class Arrays(DataModule):
         val: without ``split``, the fraction that a fixed permutation (the same for all seeds) holds out; in [0, 1).
         classes: number of classes; None = names, or largest label, decide.
         class_names: the names, or the key of an array with them.
-        flip: mirror training pictures left-right with probability 1/2.
+        columns: name in batches -> key of an array of strings, of numbers ``(N, D)``, or of pictures like ``images``. So pairs for
+            `diffx.techniques.InstructPix2Pix` are given: ``{source: before, instruction: instructions}``.
+        flip: mirror training pictures, those of ``columns`` alike, left-right with probability 1/2.
         num_workers, seed: as in `DataModule`.
 
     Raises:
@@ -133,12 +158,13 @@ class Arrays(DataModule):
     def __init__(
         self, arrays: str | Path | Mapping[str, np.ndarray], batch_size: int, *, images: str = "images", labels: str | None = None,
         captions: str | None = None, split: str | None = None, val: float = 0.0, classes: int | None = None,
-        class_names: str | Sequence[str] | None = None, flip: bool = False, num_workers: int = 0, seed: int = 0,
+        class_names: str | Sequence[str] | None = None, columns: Mapping[str, str] | None = None, flip: bool = False,
+        num_workers: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(batch_size, num_workers=num_workers, seed=seed)
         self.arrays, self.split, self.held, self.flip = arrays, split, val, flip
         self.images, self.labels, self.captions = images, labels, captions
-        self.given_classes, self.given_names = classes, class_names
+        self.given_classes, self.given_names, self.columns = classes, class_names, dict(columns or {})
 
     def sources(self) -> tuple[Memory, Memory | None]:
         """Read the arrays and part them."""
@@ -153,20 +179,19 @@ class Arrays(DataModule):
         whole = Memory(
             self._images(get(self.images)), None if labels is None else torch.from_numpy(labels.astype(np.int64)),
             None if captions is None else [str(text) for text in captions.tolist()], classes=self.given_classes, class_names=names,
+            columns={name: self._column(get(key)) for name, key in self.columns.items()},
         )  # fmt: skip
         if where is not None and where.shape != (len(whole),):
             raise ValueError(f"split must hold one integer per image: expected ({len(whole)},), got {where.shape} in {self._where}")
         train, val = split_rows(len(whole), self.held) if where is None else (np.flatnonzero(where == 0), np.flatnonzero(where == 1))
-        return self._part(whole, train, self.flip), self._part(whole, val, False) if len(val) else None
+        return whole.part(train, self.flip, self.seed), whole.part(val, False, self.seed) if len(val) else None
 
-    def _part(self, whole: Memory, rows: np.ndarray, flip: bool) -> Memory:
-        if len(rows) == len(whole):
-            x, label, text = whole.x, whole.label, whole.text
-        else:
-            x = whole.x[rows]
-            label = None if whole.label is None else whole.label[rows]
-            text = None if whole.text is None else [whole.text[row] for row in rows]
-        return Memory(x, label, text, classes=whole.classes, class_names=whole.class_names, flip=flip, seed=self.seed)
+    def _column(self, values: np.ndarray) -> Tensor | list[str]:
+        if values.dtype.kind in "US":
+            return [str(text) for text in values.tolist()]
+        if values.ndim > 2:
+            return self._images(values)
+        return torch.from_numpy(values.astype(np.float32) if values.dtype.kind == "f" else values)
 
     def _images(self, images: np.ndarray) -> Tensor:
         if images.dtype == np.uint8 and images.ndim == 3:

@@ -37,6 +37,19 @@ def test_file_and_mapping(tmp_path, from_file):
     assert [batch["text"] for batch in data.val_dataloader()] == [["picture 9", "picture 10"]]
 
 
+def test_columns_are_read_parted_and_mirrored_with_their_pictures():
+    given = {**arrays(), "before": arrays()["pictures"][..., ::-1].copy(), "vectors": np.arange(24.0).reshape(12, 2)}
+    data = Arrays(given, 4, images="pictures", split="part", columns={"source": "before", "told": "words", "code": "vectors"}, flip=True)
+    batch = data.train.fetch(np.array([0, 3, 5, 8]), 1)
+    assert torch.equal(batch["source"], batch["x"].flip(1))  # channels in reverse, whether mirrored or not
+    assert batch["told"] == ["picture 0", "picture 3", "picture 5", "picture 8"]
+    assert batch["code"].tolist() == given["vectors"][[0, 3, 5, 8]].tolist()
+    held = data.val.fetch(np.arange(2), 0)
+    assert held["told"] == ["picture 9", "picture 10"] and held["code"][0, 0] == 18
+    with pytest.raises(ValueError, match="12 images, but 3 source"):
+        len(Arrays({**given, "before": given["before"][:3]}, 4, images="pictures", columns={"source": "before"}).train)
+
+
 @pytest.mark.parametrize(
     ("images", "shape"),
     [
