@@ -141,7 +141,9 @@ def loop_makers(setting: Setting) -> Makers:
     return {
         "Trainer, all off": lambda: fit("Trainer, all off", False, list),
         "diffx, logging, EMA, bar": lambda: fit("diffx, logging, EMA, bar", None, few, logged=True, enable_progress_bar=True),
-        "diffx, all default callbacks": lambda: fit("diffx, all default callbacks", None, ours, logged=True, enable_progress_bar=True),
+        "diffx, all default callbacks": lambda: fit(
+            "diffx, all default callbacks", None, ours, logged=True, enable_progress_bar=True, enable_checkpointing=True
+        ),
         "Trainer, usual logging, EMA, bar": lambda: fit(
             "Trainer, usual logging, EMA, bar", True, usual, logged=True, enable_progress_bar=True
         ),
