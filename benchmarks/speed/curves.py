@@ -159,7 +159,7 @@ CURVES = (
     ),
     Curve(
         f"workers that read {FILES} JPEG files {PASSES} times", (0, 1, 2, 4), _workers,
-        "-1 up to the number of cores, 0 beyond it; 0 workers read in the training process, so it computes nothing meanwhile; their start is counted",
+        "-1 up to the number of cores, 0 beyond it, plus their start; 0 workers read in the training process, which waits",
     ),
 )  # fmt: skip
 
