@@ -56,8 +56,10 @@ docs: $(STAMP) ## run the notebooks and build the pages into docs/_build/html, w
 bench: $(STAMP) ## time steps, samplers, averages and data beside the peers that are installed (a selection; minutes)
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed $(ARGS)
 
-bench-full: $(PEERS) ## the same with all peers of the package index, every row; writes docs/performance/ and the tables of docs/performance.md
+bench-full: $(PEERS) ## the same with all peers of the package index, every row, profiles and curves; writes docs/performance/ and the tables of docs/performance.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.speed --full $(ARGS)
+	$(if $(ARGS),,$(ONE_THREAD) $(BIN)/python -m benchmarks.speed.shares)
+	$(if $(ARGS),,$(ONE_THREAD) $(BIN)/python -m benchmarks.speed.curves)
 
 faults: $(STAMP) ## kill, damage, starve and spoil small runs, write the table of docs/reliability.md
 	$(ONE_THREAD) $(BIN)/python -m benchmarks.faults $(ARGS)
