@@ -157,19 +157,24 @@ def wording(e: Emoji) -> Sequence[Tensor]:
 
 def instructing(e: Emoji) -> Sequence[Tensor]:
     """The pictures; edited as each instruction says, by a model that never saw them."""
-    path = e.runs / "emoji" / "pairs.npz"
+    module, rows = diffx.load(str(instructed(e.runs).folder(e.runs))), [e.x]
+    for instruction, _ in TOLD:
+        cond = module.condition({"instruction": [instruction] * len(e.x), "source": e.x})
+        rows.append(module.sample(len(e.x), cond, guidance=GUIDANCE, picture_guidance=1.0, sampler=e.editor.sampler, seed=0).clamp(-1, 1))
+    return rows
+
+
+def instructed(runs: Path) -> Run:
+    """The training of the model that edits by instructions, done."""
+    path = runs / "emoji" / "pairs.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **pairs())
     run = Run("folder/edits", "emoji", (
         f"data.arrays={path}", "module.shape=[3,16,16]", "module.denoiser.net.mults=[1,2]", "module.denoiser.precond.sigma_data=0.64",
         "trainer.max_steps=3000",
     ))  # fmt: skip
-    run.train(e.runs)
-    module = diffx.load(str(run.folder(e.runs)))
-    rows = [e.x]
-    for instruction, _ in TOLD:
-        cond = module.condition({"instruction": [instruction] * len(e.x), "source": e.x})
-        rows.append(module.sample(len(e.x), cond, guidance=GUIDANCE, picture_guidance=1.0, sampler=e.editor.sampler, seed=0).clamp(-1, 1))
-    return rows
+    run.train(runs)
+    return run
 
 
 def pairs() -> dict[str, np.ndarray]:
