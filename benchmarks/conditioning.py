@@ -110,9 +110,11 @@ def measured(runs: Path, only: Iterable[str] = NAMES) -> dict[str, dict[str, Rep
             f"{seed} {w}": judged(run, shapes, f"pooled-{seed}-{w}", guidance=w) for seed, run in POOLED.items() for w in (1, 3)
         },
         "encoders": lambda: {
-            f"{seed} {told}": judged(run, parts, f"encoders-{seed}-{told}", columns)
+            f"{seed} {told} {w}": judged(run, parts, f"encoders-{seed}-{told}-{w}", columns, guidance=w)
             for seed, run in ENCODERS.items()
             for told, columns in HIDDEN.items()
+            for w in (1, 3)
+            if told != "nothing" or w == 1  # which is what guidance leads away from
         },
         "emoji": lambda: {
             f"{told} {w}": judged(EMOJI, Emoji(size=32, fit="ink", **split), f"emoji-{told}-{w}", n=456, guidance=w)
@@ -142,8 +144,8 @@ def scenes_table(head: str, found: Mapping[str, Report]) -> str:
 
 
 def encoders_table(found: Mapping[str, Report]) -> str:
-    """Seed and what is told, by line."""
-    return table(["Seed", "Told", *SCENES], [[*line.split(), *figures(report, SCENES)] for line, report in found.items()])
+    """Seed, what is told and scale, by line."""
+    return table(["Seed", "Told", "Guidance", *SCENES], [[*line.split(), *figures(report, SCENES)] for line, report in found.items()])
 
 
 def emoji_table(found: Mapping[str, Report]) -> str:
