@@ -152,11 +152,11 @@ def test_completing_keeps_what_is_known(shown):
     whole = module.complete(x, known, labels(3), seed=5)
     torch.testing.assert_close(whole[:, :, 0], x[:, :, 0], atol=1e-6, rtol=0)
     assert whole.shape == x.shape
-    torch.testing.assert_close(module.complete(x, known, labels(3), seed=5, chunk=2), whole, atol=1e-5, rtol=0)
+    torch.testing.assert_close(module.complete(x, known, labels(3), seed=5, chunk=2), whole, atol=1e-4, rtol=0)
     other = module.complete(-x, known, labels(3), seed=5)
     assert (other[:, :, 1:] - whole[:, :, 1:]).abs().max() > 1e-3
     by_row = module.complete(x, torch.stack([known, known, ~known]), labels(3), seed=5)
-    torch.testing.assert_close(by_row[:2], whole[:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(by_row[:2], whole[:2], atol=1e-4, rtol=0)
     torch.testing.assert_close(by_row[2, :, 1:], x[2, :, 1:], atol=1e-6, rtol=0)
 
 
@@ -164,7 +164,7 @@ def test_nothing_known_is_plain_sampling():
     module = awake(video())
     plain = module.sample(2, labels(2), seed=3)
     open_ended = module.complete(torch.zeros(2, 1, 3, 8, 8), torch.zeros(3, dtype=torch.bool), labels(2), seed=3)
-    torch.testing.assert_close(open_ended, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(open_ended, plain, atol=1e-4, rtol=0)
 
 
 def test_clips_are_continued_and_filled():
