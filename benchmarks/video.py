@@ -40,7 +40,7 @@ SEEDS = (0, 1000)
 CLIPS, KNOWN = 64, 4
 SHORT = (  # of video/clips, for one CPU: every second frame, at half the size
     "module.stills=1", "module.shape=[3,8,24,24]", "module.denoiser.net.factor=2",
-    "module.denoiser.net.net.image.channels=12", "module.denoiser.net.net.image.width=48",
+    "module.denoiser.net.net.image.channels=12", "module.denoiser.net.net.image.width=48", "module.denoiser.net.net.image.head_dim=32",
     "trainer.max_steps=4000",
 )  # fmt: skip
 PAGE = "techniques/video.md"
@@ -100,14 +100,16 @@ def halved(path: str, runs: Path) -> Path:
     return to
 
 
+def clips_run(small: Path) -> Run:
+    """The training on the clips of the file that `halved` wrote."""
+    data = f"data={{_target_: diffx.data.Arrays, arrays: {small}, images: videos, batch_size: 8, val: 0.05}}"
+    return Run("video/clips", "halved", (data, *SHORT))
+
+
 def clips(runs: Path, path: str) -> list[list[str]]:
     """Rows of ``clips``; real clips beside drawn ones are written into the folder of runs, drawn ones into the docs."""
     small = halved(path, runs)
-    run = Run(
-        "video/clips",
-        "halved",
-        (f"data={{_target_: diffx.data.Arrays, arrays: {small}, images: videos, batch_size: 8, val: 0.05}}", *SHORT),
-    )
+    run = clips_run(small)
     train(runs, [run])
     module = diffx.load(str(run.folder(runs)))
     real, held_out = (items["x"] for items in real_items(Arrays(small, 8, images="videos", val=0.05)) if items is not None)

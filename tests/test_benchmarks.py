@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import conditioning, distillation, experts, gpu_half_hour, objectives, pages
+from benchmarks import conditioning, distillation, experts, gpu_half_hour, objectives, pages, video
 from benchmarks.harness import PLAIN, Subject, compare, paired, peak_memory, report, training_step
 from benchmarks.speed import curves
 from benchmarks.speed.__main__ import ROWS, at_roof, goals_table, subjects_table
@@ -151,6 +151,13 @@ def test_every_planned_run_is_an_experiment_that_composes(run):
     config = compose(run.experiment, run.overrides)
     check(config)
     assert config.tree["trainer"]["max_steps"] >= 400
+
+
+def test_the_short_form_of_clips_fits_what_is_cut_down():
+    run = video.clips_run(Path("clips.npz"))
+    module = build(compose(run.experiment, run.overrides).tree["module"])
+    x = torch.zeros(1, *module.shape)
+    assert module.denoiser(x, torch.ones(1)).shape == x.shape
 
 
 @pytest.mark.parametrize("experiment", objectives.NAMES)
