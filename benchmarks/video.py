@@ -41,6 +41,7 @@ CLIPS, KNOWN = 64, 4
 SHORT = (  # of video/clips, for one CPU: every second frame, at half the size
     "module.stills=1", "module.shape=[3,8,24,24]", "module.denoiser.net.factor=2",
     "module.denoiser.net.net.image.channels=12", "module.denoiser.net.net.image.width=48", "module.denoiser.net.net.image.head_dim=32",
+    "module.denoiser.net.net.head_dim=32",
     "trainer.max_steps=4000",
 )  # fmt: skip
 PAGE = "techniques/video.md"
