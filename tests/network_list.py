@@ -200,7 +200,9 @@ NETWORKS = {
         shape=(1, 32),
     ),
     "diffwave": Case(lambda: DiffWave(2, width=8, layers=3, cycle=2), shape=(2, 20)),
-    "deep_samples": Case(lambda: SpaceToDepth(DiffWave(6, width=8, layers=3, tokens={"mel": 5}, stretch=(2,)), 3, axes=1), shape=(2, 24)),
+    "deep_samples": Case(
+        lambda: SpaceToDepth(DiffWave(6, width=8, layers=3, tokens={"mel": 5}, maps={"known": 3}, stretch=(2,)), 3, axes=1), shape=(2, 30)
+    ),
     "diffwave_all": Case(
         lambda: DiffWave(
             1,
