@@ -51,6 +51,7 @@ SAYS = {
     "RINDiffusion": "a few latents do the work of many patches",
     "SequenceDiffusion": "sound that can be continued",
     "SuperResolution": "large pictures from small, noisy ones",
+    "TextualInversion": "a word for what a few pictures show",
     "VQAutoencoder": "pictures as a few codes from a book",
     "VideoDiffusion": "clips whose frames belong together",
 }

@@ -112,6 +112,10 @@ class DiffusionModule(Parts, ABC):
         """Conditions named in a batch; the class label by default. Override to add more."""
         return Cond(label=batch.get("label"))
 
+    def request(self, batch: Batch) -> Cond:
+        """What samples beside these items are asked to show. Override where the module is told something else than the items say."""
+        return self.condition(batch)
+
     def conditions_of(self, batch: Batch, net: nn.Module) -> Cond:
         """Class label, sources of text and vectors by name, as far as a batch has and ``net`` takes them (see its ``conditions``)."""
         takes = getattr(net, "conditions", None)

@@ -132,7 +132,7 @@ class SampleLogger(Callback):
         batch = _first_batch(trainer)
         batch = self._batch if batch is None else trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         with torch.no_grad():
-            cond = _repeated(module.condition(batch), self.n)
+            cond = _repeated(module.request(batch), self.n)
         classes = getattr(trainer.datamodule, "classes", None)
         if labels is None and classes and cond.label is not None and cond.names == ("label",) and not cond.maps:
             labels = range(classes)

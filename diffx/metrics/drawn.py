@@ -111,16 +111,17 @@ class SampleParts:
 
 
 def told(module: DiffusionModule, real: Mapping[str, Any], rows: Tensor) -> Cond:
-    """What the module is told of some items, on the CPU."""
+    """What the module is asked for beside some items, on the CPU."""
     device = getattr(module, "device", "cpu")
     batch = {key: column.to(device) if isinstance(column, Tensor) else column for key, column in take(real, rows).items()}
-    return module.condition(batch).to("cpu")
+    request = getattr(module, "request", module.condition)  # a foreign module is asked for what it is told
+    return request(batch).to("cpu")
 
 
 def requests(module: DiffusionModule, real: Mapping[str, Any], n: int, chunk: int = 250) -> tuple[Cond, Tensor | None]:
     """Conditions for ``n`` samples, taken from real items in turn, with the classes balanced where the items are labelled.
 
-    Every kind of condition is asked for as in training: ``module.condition`` sees batches of real items, ``chunk`` at once.
+    Every kind of condition is asked for as in training: ``module.request`` sees batches of real items, ``chunk`` at once.
 
     Returns:
         (conditions, labels (n,)); the labels are None when the items have none or the module is given no condition.

@@ -83,8 +83,17 @@ class TextualInversion(EDM):
         """As in `EDM`, but every picture is told a template, drawn at random."""
         n = len(batch["latent"] if "latent" in batch else batch["x"])
         drawn = torch.randint(len(self.templates), (n,), device="cpu").tolist()
+        return super().inputs(self._retold(batch, drawn))
+
+    def request(self, batch: Batch) -> Cond:
+        """The first template with the word, whatever the items say."""
+        n = len(next(iter(batch.values())))
+        return self.condition(self._retold(batch, [0] * n))
+
+    def _retold(self, batch: Batch, drawn: Sequence[int]) -> dict[str, Any]:
+        """A batch whose items are told the templates at the places ``drawn``."""
         prompts = [self.templates[place].replace("{}", self.word) for place in drawn]
-        return super().inputs({**batch, **dict.fromkeys(self.reads, prompts)})
+        return {**batch, **dict.fromkeys(self.reads, prompts)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The rows of the new word, never decayed: there is nothing else to descend."""

@@ -161,3 +161,12 @@ def test_what_cannot_learn_a_word(make, said):
 def text_model():
     net = unet(classes=0, tokens={"text": 8})
     return edm(net, text=Sources({"text": Words(["red"], 8, 1, 2)}))
+
+
+def test_samples_beside_items_are_asked_for_the_word():
+    """Evaluations and sample sheets ask for the first template, whatever the items say."""
+    module = new_word()
+    batch = {**pictures(2), "text": ["red", "blue"]}
+    asked, told = module.request(batch), module.condition({**batch, "text": ["sks", "sks"]})
+    assert asked.names == told.names and all(torch.equal(asked.tokens[name], told.tokens[name]) for name in asked.tokens)
+    assert not torch.equal(asked.tokens["words"], module.condition(batch).tokens["words"])
