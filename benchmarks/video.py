@@ -118,7 +118,7 @@ def clips(runs: Path, path: str) -> list[list[str]]:
     found = measure(Evidence(drawn, real, held_out=held_out), (*MOTION, NEAREST))[0]
     nearest = real[torch.cdist(drawn[:16].flatten(1), real.flatten(1)).argmin(1)]
     media.save(media.grid(torch.cat([drawn[:8], nearest[:8], drawn[8:16], nearest[8:]]), columns=8), runs / "video" / "clips.gif")
-    media.save(media.grid(drawn[:16], columns=8), IMAGES / "animated-emoji.gif")
+    media.save(media.grid(drawn[:16], zoom=3), IMAGES / "animated-emoji.gif")
     keys = dict.fromkeys(SEEN, "train") | {"frechet_clip": "held_out", "nearest": "held_out"}
     return [
         ["drawn", *(f"{found[name]['value']:.3f}" for name in keys)],
