@@ -88,7 +88,8 @@ def test_requeue_under_rank_skew_loses_nothing(cluster, tmp_path):
     saved = last(tmp_path, job)["global_step"]
     steps = [int((tmp_path / f"saw/rank{rank}").read_text().split()[0]) for rank in (0, 1)]
     assert steps[0] == steps[1] == saved and 4 <= saved < 12
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM waits two minutes otherwise
+    # SLURM waits two minutes otherwise; within the same second it refuses the credential, for those of the killed job were revoked
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     cluster.wait(job, "RUNNING", seconds=60)
     assert cluster.wait(job, "COMPLETED", "FAILED", "CANCELLED") == "COMPLETED", output(tmp_path, job)
     text = output(tmp_path, job)
