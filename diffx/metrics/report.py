@@ -13,7 +13,7 @@ from .. import files, media
 
 __all__ = ["table", "write"]
 
-SHOWN = 100  # samples in the grid
+SHOWN = {"sounds": 32, "pictures": 100}  # samples in the grid; spectra of sounds are large
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -51,8 +51,9 @@ def write(report: Mapping[str, Any], samples: Tensor, labels: Tensor | None, fol
     name = name or _name(report)
     paths = {"report": folder / f"{name}.json"}
     if media.showable(samples.shape[1:]):
-        classes = 0 if labels is None else len(labels[:SHOWN].unique())
-        sheet = media.grid(samples[:SHOWN], columns=classes if 1 < classes <= 20 else None)
+        shown = SHOWN["sounds" if samples.ndim == 3 else "pictures"]
+        classes = 0 if labels is None else len(labels[:shown].unique())
+        sheet = media.grid(samples[:shown], columns=classes if 1 < classes <= 20 else None)
         paths["grid"] = media.save(sheet, folder / f"{name}.{'png' if sheet.ndim == 3 else 'gif'}")
     written = {kind: str(path) for kind, path in paths.items()}
     text = json.dumps({**report, "files": written}, indent=1)
