@@ -45,7 +45,7 @@ def evaluate(
     """Draw samples from a module and measure them against its data.
 
     Args:
-        module: anything with `DiffusionModule`'s ``sample`` and ``condition``; which weights it holds is the caller's affair.
+        module: anything with `DiffusionModule`'s ``sample`` and ``request`` or ``condition``; its weights are the caller's affair.
         data: a LightningDataModule; its training items are the reference, its validation items the held-out ones.
         n: number of samples; the claim's by default, else 1000.
         seed: sample ``i`` is a function of ``seed + i``. The figures' own random choices are always the same.
