@@ -12,7 +12,7 @@ PEERS := $(VENV)/.peers
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAST_SKIPS := $(addprefix --ignore=tests/,test_packaging.py test_docs.py test_experiments.py test_contract.py test_resume.py)
 
-.PHONY: help install fit test test-fast test-slow test-slurm test-studio lint type docs bench bench-full faults distillation objectives conditioning editing results clean
+.PHONY: help install fit test test-fast test-slow test-slurm test-browser lint type docs bench bench-full faults distillation objectives conditioning editing results clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12] [EXPERIMENT=digits/edm]"
@@ -36,10 +36,10 @@ test-slow: $(STAMP) ## only the long tests (marker slow)
 test-slurm: $(STAMP) ## a real two-node SLURM cluster on this machine: ranks, requeue, resume; as root it installs slurm-wlm and munge
 	$(ONE_THREAD) timeout 600 $(BIN)/python -m pytest -m slurm -s tests/test_slurm.py $(ARGS)
 
-test-studio: $(STAMP) ## the studio page in a headless browser; installs Gradio and Playwright, and as root Chromium where it is missing
+test-browser: $(STAMP) ## the studio and the pages in a headless browser; installs Gradio and Playwright, and as root Chromium where it is missing
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[studio]' playwright
 	command -v chromium >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null)
-	$(ONE_THREAD) $(BIN)/python -m pytest -m browser tests/studio $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -m browser tests/studio tests/test_site_browser.py $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -200,7 +200,14 @@ def row(held: Mapping[str, Any]) -> list[str]:
     place = f"{BOOK}/{held['experiment']}"
     picture = f"![{held['experiment']}]({Path(place).parent.as_posix()}/{held['picture']})" if held["picture"] else ""
     verdict = {True: "met", False: "**missed**", None: "open"}[held["kept"]]
-    return [f"`{held['technique']}`", SAYS.get(held["technique"], ""), "; ".join(said), verdict, cost, picture, f"`{held['commands'][0]}`"]
+    return [linked(held["technique"]), SAYS.get(held["technique"], ""), "; ".join(said), verdict, cost, picture, f"`{held['commands'][0]}`"]
+
+
+def linked(technique: str) -> str:
+    """Its name, which leads to the page that explains it."""
+    explained = f"autoclass:: diffx.techniques.{technique}\n"
+    about = next(path for path in sorted((DOCS / "techniques").glob("*.md")) if explained in path.read_text(encoding="utf-8"))
+    return f"[`{technique}`](techniques/{about.name})"
 
 
 def page() -> str:

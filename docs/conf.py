@@ -22,7 +22,7 @@ exclude_patterns = ["_build"]
 default_role = "py:obj"  # a name in single backticks links to its page where there is one
 toc_object_entries_show_parents = "hide"
 
-myst_enable_extensions = ["deflist", "dollarmath"]
+myst_enable_extensions = ["attrs_block", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 nb_execution_mode = "force"  # pages show what the notebooks gave in this very build
@@ -46,7 +46,8 @@ torch.manual_seed(0)
 
 html_theme = "furo"
 html_title = f"diffx {release}"
-html_static_path = ["sounds"]  # players on the pages point to _static
+html_static_path = ["sounds", "style"]  # players on the pages point to _static
+html_css_files = ["wide.css"]
 
 
 # Docstrings are read in editors more often than here, so they hold Markdown tables and shapes such as (B, *). Both are translated.
@@ -71,7 +72,7 @@ def list_table(rows: list[str]) -> list[str]:
 
 def escaped(line: str) -> str:
     """Escape the stars outside code and emphasis: ``(B, *)``, ``a * b``."""
-    parts = re.split(r"(`+[^`]*`+|(?<![*\w])(\*{1,2})(?=\w)[^*]*(?<=\w)\2(?![*\w]))", line)
+    parts = re.split(r"(`+[^`]*`+|(?<![*\w])(\*{1,2})(?=\w)[^*]*(?<=[\w.])\2(?![*\w]))", line)
     return "".join(part if number % 3 == 1 else part.replace("*", r"\*") for number, part in enumerate(parts) if number % 3 != 2)
 
 

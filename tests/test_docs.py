@@ -66,7 +66,7 @@ def test_commands_exist(path):
 def test_readme_lists_every_technique():
     from diffx import techniques
 
-    table = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    table = re.findall(r"^\| \[`(\w+)`\]\(docs/techniques/", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert sorted(table) == sorted(techniques.__all__)
 
 

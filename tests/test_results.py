@@ -59,6 +59,7 @@ def held(kept=True, **changes):
 
 def test_a_missed_claim_stays_and_says_so():
     met, missed = results.row(held()), results.row(held(kept=False))
+    assert met[0] == "[`DiTDiffusion`](techniques/dit.md)"
     assert met[2] == "accuracy 0.96 (>= 0.9); frechet 0.5 (<= 0.4, real 0.1)"
     assert met[3:6] == ["met", "61 CPU s, 700 MiB", "![digits/dit](results/digits/dit.png)"]
     assert missed[2].endswith("frechet 0.5 (<= 0.4, real 0.1) **missed**")
