@@ -10,6 +10,7 @@ from benchmarks import results
 from benchmarks.training import Run, measured
 from diffx import techniques
 from diffx.recipes.compose import compose
+from diffx.recipes.errors import RecipeError
 
 
 def test_what_an_experiment_begins_from_comes_first():
@@ -18,10 +19,25 @@ def test_what_an_experiment_begins_from_comes_first():
     order = results.planned("digits")
     assert order.index("digits/teacher") < order.index("digits/consistency")
     assert len(order) == len({*order})
-    assert "digits/guided_few" not in order, "it makes no claim"
+    assert "digits/expert" not in order, "it makes no claim"
     assert results.planned("digits/edm") == ["digits/edm"]
     with pytest.raises(SystemExit, match="no experiment 'digit' with a claim; try one of audio, digits"):
         results.planned("digit")
+
+
+def test_only_what_draws_nothing_comparable_makes_no_claim():
+    """A part of a model, pictures of many sizes, pictures made of pictures, and what needs the reader's own files."""
+    theirs = {name for name in results.names(results.search_path()) if not composes(name)}
+    silent = {"digits/expert", "emoji/buckets", "shapes/muse_fine", "video/clips"}
+    assert {*results.names(results.search_path())} == {*results.planned()} | silent | theirs
+    assert {name.split("/")[0] for name in theirs} == {"audio", "ediff_i", "folder", "imagen", "imagen_video", "imagenet"}
+
+
+def composes(name):
+    try:
+        return bool(compose(name))
+    except RecipeError:
+        return False
 
 
 def test_every_technique_makes_a_claim_and_is_spoken_for():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import rng
 from .features import Features, Pixels, extract
-from .frechet import Moments, frechet
+from .frechet import frechet, gathered
 from .judge import ClassJudge
 from .kid import kid
 from .nearest import median_interval, nearest
@@ -116,7 +116,7 @@ def judged(evidence: Evidence) -> Results:
 def frechet_to_train(evidence: Evidence) -> Results:
     """``frechet`` of samples to the training items, with what real items score: as many as there are samples, and the held-out ones."""
     _at_least(2, evidence)
-    reference = Moments(evidence.train_features)
+    reference = gathered(evidence.train_features)
     n, m = len(evidence.samples), len(evidence.train)
     draws = [torch.randint(m, (n,), generator=rng.generator(evidence.seed, "floor", i)) for i in range(FLOOR_DRAWS)]
     floors = [frechet(evidence.train_features[draw], reference) for draw in draws]

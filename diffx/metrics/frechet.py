@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .features import rows
 
-__all__ = ["Moments", "frechet"]
+__all__ = ["Moments", "frechet", "gathered"]
 
 
 class Moments:
@@ -90,24 +90,48 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
+def gathered(features: Tensor) -> Tensor | Moments:
+    """What to keep of a set (N, D) that others are compared with: its moments, or where N < D the rows, which are fewer numbers."""
+    return features if len(features) < features.shape[1] else Moments(features)
+
+
 def frechet(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """Squared Frechet distance ``|m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)`` of two feature sets (N, D) or their `Moments`.
 
     The last trace is the sum of the singular values of ``A^1/2 B^1/2``: only symmetric eigenproblems and one SVD, so covariances of any
     rank are fine and the result is symmetric, real and not negative. Where a set of fewer than D features is given itself, with rows X
-    about their mean, it is the sum of the roots of the eigenvalues of ``X B X^T / (N - 1)``, which is a small matrix. Units: squared
-    feature units, summed over D.
+    about their mean, it is the sum of the roots of the eigenvalues of ``X B X^T / (N - 1)``, which is a small matrix. Where both are,
+    it is that of the singular values of ``X Y^T`` over ``((N - 1) (M - 1))^1/2``, and no covariance is made. Units: squared feature
+    units, summed over D.
 
     Raises:
         ValueError: the sets have features of different width or fewer than two items.
     """
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and max(len(a), len(b)) < a.shape[-1]:
+        return _between_rows(rows(a), rows(b))
     one, two = (s if isinstance(s, Moments) else Moments(s) for s in (a, b))
     left, right = one.covariance, two.covariance
-    if left.shape != right.shape:
-        raise ValueError(f"the two sets must have features of one width, got {len(left)} and {len(right)}")
+    _check_width(len(left), len(right))
     overlap = _overlap((a, one, right), (b, two, left))
     distance = (one.mean - two.mean).square().sum() + left.trace() + right.trace() - 2 * overlap
     return max(distance.item(), 0.0)
+
+
+def _between_rows(a: Tensor, b: Tensor) -> float:
+    _check_width(a.shape[1], b.shape[1])
+    for given in (a, b):
+        if len(given) < 2:
+            raise ValueError(f"a covariance needs at least 2 items, got {len(given)}")
+    means = (a.mean(0), b.mean(0))
+    left, right = ((given - mean) / (len(given) - 1) ** 0.5 for given, mean in zip((a, b), means, strict=True))
+    overlap = torch.linalg.svdvals(left @ right.T).sum()
+    distance = (means[0] - means[1]).square().sum() + left.square().sum() + right.square().sum() - 2 * overlap
+    return max(distance.item(), 0.0)
+
+
+def _check_width(left: int, right: int) -> None:
+    if left != right:
+        raise ValueError(f"the two sets must have features of one width, got {left} and {right}")
 
 
 def _overlap(*sides: tuple[Tensor | Moments, Moments, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from .features import extract
 from .figures import Evidence, Figure, Results
-from .frechet import Moments, frechet
+from .frechet import frechet, gathered
 
 __all__ = ["MOTION", "ClipFeatures", "Motion", "motion"]
 
@@ -107,7 +107,7 @@ def moved(evidence: Evidence) -> Results:
 def frechet_of_clips(evidence: Evidence) -> Results:
     """``frechet_clip``: Frechet distance to the training clips on `ClipFeatures`, with what held-out clips score."""
     features = ClipFeatures()
-    reference = Moments(extract(features, evidence.train))
+    reference = gathered(extract(features, evidence.train))
     figure = {"value": frechet(extract(features, evidence.samples), reference)}
     if evidence.held_out is not None and len(evidence.held_out) > 1:
         figure["held_out"] = frechet(extract(features, evidence.held_out[: len(evidence.samples)]), reference)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .features import Features, Pixels, extract
 from .figures import JUDGE_PIXELS, Evidence, Figure, Results, Unsuited
-from .frechet import Moments, frechet
+from .frechet import frechet, gathered
 from .judge import ClassJudge
 from .real import take
 
@@ -63,7 +63,7 @@ def restored_figures(
     def law(evidence: Evidence) -> Results:
         assert evidence.held_out is not None
         seen = features or Pixels()
-        reference = Moments(extract(seen, evidence.train))
+        reference = gathered(extract(seen, evidence.train))
         own, naive = (frechet(extract(seen, back()[name]), reference) for name in ("own", "naive"))
         held_out = frechet(extract(seen, evidence.held_out), reference)
         return {"frechet_ratio": {"value": own / naive, "own": own, "naive": naive, "items": held_out}}

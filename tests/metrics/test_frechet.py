@@ -7,6 +7,7 @@ import torch
 
 from diffx import rng
 from diffx.metrics import Moments, frechet
+from diffx.metrics.frechet import gathered
 
 
 def features(n: int, d: int, *key, rank: int | None = None, scale: float = 1.0):
@@ -105,3 +106,24 @@ def test_few_rows_take_the_short_road_to_the_same_number(n):
     assert frechet(few, many) == pytest.approx(long, rel=1e-9)
     assert frechet(Moments(many), few) == pytest.approx(long, rel=1e-9)
     assert frechet(few, few) == pytest.approx(0, abs=1e-6 * few.square().sum().item())
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (7, 30), (39, 25)])
+def test_two_sets_of_few_rows_need_no_covariance(n, m):
+    a, b = torch.randn(n, 40).double() @ torch.randn(40, 40).double(), torch.randn(m, 40).double() + 0.3
+    assert gathered(a) is a and isinstance(gathered(torch.randn(40, 40)), Moments)
+    assert frechet(a, b) == pytest.approx(frechet(Moments(a), Moments(b)), rel=1e-9)
+    assert frechet(a, b) == pytest.approx(frechet(b, a), rel=1e-12)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9 * a.square().sum().item())
+    with pytest.raises(ValueError, match="a covariance needs at least 2 items, got 1"):
+        frechet(a[:1], b)
+    with pytest.raises(ValueError, match="features of one width, got 40 and 39"):
+        frechet(a, b[:, 1:])
+
+
+def test_pictures_of_many_pixels_need_no_covariance_either():
+    """One of 100,000 pixels would take 75 GiB. Sets that differ in disjoint pixels have no overlap: what is left are plain variances."""
+    a, b = torch.randn(20, 100_000), torch.randn(30, 100_000)
+    a[:, 50_000:], b[:, :50_000] = 0, 0
+    apart = (a.double().mean(0) - b.double().mean(0)).square().sum() + a.double().var(0).sum() + b.double().var(0).sum()
+    assert frechet(a, gathered(b)) == pytest.approx(apart.item(), rel=1e-12)
