@@ -47,6 +47,7 @@ what they are compared with
   items=       training items used, at most (default: 10000)
   features=    a TorchScript file, or {path: FILE, name: fid, size: ..., options: {...}}. This RUNS THE CODE IN THE FILE.
                A distance is called fid only if you name the file so: name it so only if it is the Inception network of FID.
+  cache=       folder where features of real items wait for the next evaluation (default: .features in runs=)
 
   out=         folder for report and grid (default: evaluate/ in the run folder)
   --strict     exit with 1 unless the claim is met
@@ -74,6 +75,7 @@ class Options:
     chunk: int = 250
     items: int = 10_000
     features: str | dict | None = None
+    cache: str | None = None
     device: str = "auto"
     trust: bool = False
     out: str | None = None
@@ -111,6 +113,7 @@ def _main(argv: Sequence[str]) -> int:
         sampler=sampler_for(module, options.sampler, options.steps),
         claim=config.tree.get("claim"),
         features=_features(options.features, device),
+        cache=options.cache or Path(options.runs) / ".features",
         chunk=options.chunk,
         items=options.items,
         folder=options.out or folder / "evaluate",

@@ -11,6 +11,7 @@ from .motion import MOTION, ClipFeatures, Motion, motion
 from .nearest import kth_distance, median_interval, nearest
 from .pitch_judge import PitchJudge
 from .precision_recall import precision_recall
+from .remembered import remembered
 from .restored import psnr, restored_figures
 from .sound import LogMel, SpectralDistance, log_spectral_distance, multi_resolution_stft, si_sdr, spectral_convergence
 
@@ -47,6 +48,7 @@ __all__ = [
     "nearest",
     "precision_recall",
     "psnr",
+    "remembered",
     "restored_figures",
     "si_sdr",
     "spectral_convergence",

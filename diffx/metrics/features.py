@@ -82,6 +82,11 @@ class TorchScript:
             raise ValueError(f"{self.path} is not a TorchScript archive; save the network with torch.jit.save") from error
         self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """What the features of an item depend on beside the item: the file's contents and how it is asked."""
+        return f"{self.sha256} size={self.size} low={self.low} high={self.high} options={sorted(self.options.items())}"
+
     def __call__(self, x: Tensor) -> Tensor:
         """Features (B, D) of images ``x`` (B, C, H, W), or clips (B, C, T, H, W), in [-1, 1]; one channel is repeated to three."""
         x = x.clamp(-1, 1).to(self.device)

@@ -47,6 +47,7 @@ class Evidence:
         held_out_labels: (H,) their classes.
         features: what `frechet`, `kid`, precision and recall compare; distances to the nearest item are always on pixels.
         seed: of every random choice inside a figure.
+        real_features: how features of real items are had; `remembered` keeps them on disk.
     """
 
     samples: Tensor
@@ -57,6 +58,7 @@ class Evidence:
     held_out_labels: Tensor | None = None
     features: Features = field(default_factory=Pixels)
     seed: int = 0
+    real_features: Callable[[Features, Tensor], Tensor] = extract
 
     @cached_property
     def sample_features(self) -> Tensor:
@@ -66,12 +68,12 @@ class Evidence:
     @cached_property
     def train_features(self) -> Tensor:
         """(M, D) features of the training items."""
-        return extract(self.features, self.train)
+        return self.real_features(self.features, self.train)
 
     @cached_property
     def held_out_features(self) -> Tensor | None:
         """(H, D) features of the held-out items."""
-        return None if self.held_out is None else extract(self.features, self.held_out)
+        return None if self.held_out is None else self.real_features(self.features, self.held_out)
 
     def name(self, figure: str) -> str:
         """A figure's name on these features: bare on pixels, else with theirs; ``fid`` is `frechet` on features named "fid"."""

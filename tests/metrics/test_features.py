@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffx.metrics import Evidence, Pixels, TorchScript, extract, measure
+from diffx.metrics import Evidence, Pixels, TorchScript, extract, measure, remembered
 
 
 class Means(nn.Module):
@@ -74,3 +74,42 @@ def test_errors(tmp_path):
         TorchScript(tmp_path / "text.pt")
     with pytest.raises(ValueError, match=r"must be \(4, D\), got \(2, 32\)"):
         extract(lambda x: x.reshape(2, -1), torch.zeros(4, 1, 4, 4))
+
+
+class Counting:
+    """Sevenths of the first pixels, which no short float holds exactly; it knows how many items it was shown."""
+
+    name = "counting"
+
+    def __init__(self, identity="one"):
+        self.identity, self.seen = identity, 0
+
+    def __call__(self, x):
+        self.seen += len(x)
+        return x.flatten(1)[:, :5].double() / 7
+
+
+def test_real_items_are_looked_at_once(tmp_path):
+    x = torch.rand(300, 1, 4, 4)
+    first, again, asked_otherwise = Counting(), Counting(), Counting("two")
+    kept = remembered(tmp_path / "kept")
+    measure(Evidence(torch.rand(6, 1, 4, 4), x, held_out=x[:20] / 2, features=first, real_features=kept))
+    assert first.seen == 326
+    assert torch.equal(kept(again, x), extract(Counting(), x)) and again.seen == 0
+    assert torch.equal(kept(asked_otherwise, x), extract(Counting(), x)) and asked_otherwise.seen == 300
+    other = x.clone()
+    other[299, 0, 0, 0] += 1e-6
+    assert torch.equal(kept(again, other), extract(Counting(), other)) and again.seen == 300
+    assert torch.equal(kept(Pixels(), x), extract(Pixels(), x)) and len(list((tmp_path / "kept").iterdir())) == 4
+
+
+def test_what_is_kept_knows_the_file_and_how_it_is_asked(archive, tmp_path):
+    nets = [
+        TorchScript(archive),
+        TorchScript(archive, size=16),
+        TorchScript(archive, options={"features": True}),
+        TorchScript(archive, high=1),
+    ]
+    archive.rename(tmp_path / "elsewhere.pt")
+    assert TorchScript(tmp_path / "elsewhere.pt").identity == nets[0].identity
+    assert len({net.identity for net in nets}) == 4
