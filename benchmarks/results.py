@@ -155,7 +155,7 @@ def _variant(seed: int, seeds: Sequence[int]) -> tuple[str, tuple[str, ...]]:
 def _one(run: Run, seed: int, runs: Path) -> dict[str, Any]:
     run.train(runs)
     folder = run.folder(runs)
-    out = folder / "book"
+    out = folder / "evaluate" / "book"
     shutil.rmtree(out, ignore_errors=True)
     asked = [f"checkpoint={folder}", f"experiment={run.experiment}", f"out={out}"]  # judged by the claim of today, not of the run
     subprocess.run([sys.executable, "-m", "diffx.evaluate", *asked], check=True)

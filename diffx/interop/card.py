@@ -135,7 +135,7 @@ def _figures(report: Mapping[str, Any]) -> str:
 def _reports(folder: Path, checkpoint: str, weights: str) -> list[dict[str, Any]]:
     """Evaluations of these very weights, the oldest first."""
     found = []
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.rglob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         report = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(report, dict) and Path(report.get("checkpoint", "")).name == checkpoint and report.get("weights") == weights:
             found.append(report)

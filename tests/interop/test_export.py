@@ -205,13 +205,13 @@ def run(tmp_path_factory):
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     config = "description: four squares\nmodule: {_target_: diffx.techniques.EDM}\ndata: {_target_: mine.Squares}\nruns: elsewhere\n"
     (folder / "config.yaml").write_text(config)
-    (folder / "evaluate").mkdir()
+    (folder / "evaluate" / "book").mkdir(parents=True)
     figures = {"frechet": {"value": 1.25, "floor": 0.5}}
     report = {
         "samples": 10, "seed": 0, "guidance": 1.0, "figures": figures, "verdict": {"frechet": {"bound": "<= 1", "met": False}},
         "kept": False, "checkpoint": "last.ckpt", "weights": "ema", "command": "python -m diffx.evaluate run=main",
     }  # fmt: skip
-    (folder / "evaluate" / "one.json").write_text(json.dumps(report))
+    (folder / "evaluate" / "book" / "one.json").write_text(json.dumps(report))
     (folder / "evaluate" / "raw.json").write_text(json.dumps({**report, "weights": "raw", "samples": 99}))
     return folder
 
