@@ -184,7 +184,7 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def row(held: Mapping[str, Any]) -> list[str]:
-    """A line of the table: technique, what its source says, our figures, cost, picture, command."""
+    """A line of the table: technique, what its source says, our figures, the verdict with its file, cost, picture, command."""
     said = []
     for name, bound in held["claim"].items():
         values = [run["figures"][name]["value"] for run in held["runs"] if name in run["figures"]]
@@ -200,7 +200,8 @@ def row(held: Mapping[str, Any]) -> list[str]:
     place = f"{BOOK}/{held['experiment']}"
     picture = f"![{held['experiment']}]({Path(place).parent.as_posix()}/{held['picture']})" if held["picture"] else ""
     verdict = {True: "met", False: "**missed**", None: "open"}[held["kept"]]
-    return [linked(held["technique"]), SAYS.get(held["technique"], ""), "; ".join(said), verdict, cost, picture, f"`{held['commands'][0]}`"]
+    judged = f"[{verdict}]({place}.json)"
+    return [linked(held["technique"]), SAYS.get(held["technique"], ""), "; ".join(said), judged, cost, picture, f"`{held['commands'][0]}`"]
 
 
 def linked(technique: str) -> str:

@@ -77,9 +77,9 @@ def test_a_missed_claim_stays_and_says_so():
     met, missed = results.row(held()), results.row(held(kept=False))
     assert met[0] == "[`DiTDiffusion`](techniques/dit.md)"
     assert met[2] == "accuracy 0.96 (>= 0.9); frechet 0.5 (<= 0.4, real 0.1)"
-    assert met[3:6] == ["met", "61 CPU s, 700 MiB", "![digits/dit](results/digits/dit.png)"]
+    assert met[3:6] == ["[met](results/digits/dit.json)", "61 CPU s, 700 MiB", "![digits/dit](results/digits/dit.png)"]
     assert missed[2].endswith("frechet 0.5 (<= 0.4, real 0.1) **missed**")
-    assert missed[3] == "**missed**"
+    assert missed[3] == "[**missed**](results/digits/dit.json)"
 
 
 def test_seeds_are_shown_as_a_range():
@@ -110,7 +110,7 @@ def test_what_is_made_goes_through_training_and_evaluation(tmp_path, monkeypatch
         (folder / "cost.json").write_text('{"cpu_seconds": 1.0, "peak_memory_mib": 2.0}')
 
     def evaluate(command, check):
-        out = tmp_path / "runs/digits/consistency/main/book"
+        out = tmp_path / "runs/digits/consistency/main/evaluate/book"
         out.mkdir(parents=True)
         (out / "grid.png").write_bytes(b"picture")
         report = {"images_seen": 3, "cpu_seconds": {}, "samples": 10, "sampler": None, "guidance": 1.0, "figures": {}, "verdict": {},
