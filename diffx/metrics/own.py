@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from functools import singledispatch
 from typing import Any
 
-from ..data import Annotated, Emoji, Shapes, SoundArrays, SoundFolder, Strings
+from ..data import Annotated, Emoji, MovingShapes, Shapes, SoundArrays, SoundFolder, Strings
 from .features import Features
 from .figures import Evidence, Figure, Results, Unsuited
 from .motion import MOTION
+from .moving_judge import NAMES as MOVING
+from .moving_judge import moving_figure
 from .pitch_judge import NAMES as PITCH
 from .pitch_judge import PitchJudge, pitch_figure
 from .retrieval import retrieval_figure
@@ -53,6 +55,11 @@ def _edited(evidence: Evidence, asked: Mapping[str, Any]) -> Results:
 @own_figures.register
 def _(data: Annotated, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
     return own_figures(data.data, asked)
+
+
+@own_figures.register
+def _(data: MovingShapes, asked: Mapping[str, Any]) -> tuple[Figure, ...]:
+    return (*MOTION, Figure(MOVING, lambda evidence: moving_figure(asked["text"], asked["x"]).compute(evidence)))
 
 
 @own_figures.register
