@@ -74,4 +74,10 @@ def test_every_technique_has_a_page():
     from diffx import techniques
 
     pages = "\n".join(path.read_text() for path in (ROOT / "docs" / "techniques").glob("*.md"))
-    assert not [name for name in techniques.__all__ if f"diffx.techniques.{name}" not in pages]
+    assert not [name for name in techniques.__all__ if f"autoclass:: diffx.techniques.{name}\n" not in pages]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name):
+    links = re.findall(r"\]\(([^)#:]+)\)|src=\"([^\":]+)\"", (ROOT / name).read_text(encoding="utf-8"))
+    assert not [link for pair in links for link in pair if link and not (ROOT / link).exists()]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import rng
 from ..data.shapes import COLOURS
-from .figures import Evidence, Figure, Results
+from .figures import Evidence, Figure, Results, Unsuited
 from .shapes_judge import ShapesJudge
 
 __all__ = ["NAMES", "moving_figure", "told_ways"]
@@ -53,25 +53,32 @@ def moving_figure(prompts: Sequence[str], real: Tensor | None = None) -> Figure:
         real: the clips that have these captions; what they score becomes the detail "held_out".
 
     Raises:
-        ValueError: a caption cannot be read.
+        ValueError: a caption cannot be read; `Unsuited` if clips have fewer than three frames.
     """
 
     def compute(evidence: Evidence) -> Results:
+        if evidence.samples.shape[2] <= FIRST:
+            raise Unsuited(f"ways are seen over {FIRST + 1} frames, got clips of {evidence.samples.shape[2]}")
         order = rng.permutation(len(prompts), evidence.seed, "shuffled prompts").tolist()
-        own, other = (_shares(evidence.samples, told_ways(asked)) for asked in (prompts, [prompts[i] for i in order]))
+        seen, told = _look(evidence.samples), told_ways(prompts)
+        own, other = _shares(*seen, told), _shares(*seen, told[order])
         figures = {name: {"value": own[name], "shuffled": other[name]} for name in own}
-        for name, value in {} if real is None else _shares(real, told_ways(prompts)).items():
+        for name, value in {} if real is None else _shares(*_look(real), told).items():
             figures[name]["held_out"] = value
         return {**figures, "way_gain": {"value": own["way"] - other["way"]}}
 
     return Figure(NAMES, compute)
 
 
-def _shares(clips: Tensor, told: Tensor) -> dict[str, float]:
-    asked, ways = told[..., 0] == 1, told[..., 1:]
+def _look(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Which colours are there, (N, T, P) bool in the first frames, and the signs (N, P, 2) of their ways down and to the right."""
     frames = clips[:, :, : FIRST + 1].transpose(1, 2)
     seen = ShapesJudge()(frames.flatten(0, 1))
     present, boxes = (part.unflatten(0, frames.shape[:2]) for part in (seen.present, seen.boxes))
     middles = (boxes[..., :2] + boxes[..., 2:]).flip(-1)  # (N, T, P, 2): down, right
-    gone = (middles[:, FIRST] - middles[:, 0]).sign() * (present[:, 0] & present[:, FIRST])[..., None]
+    return present, (middles[:, FIRST] - middles[:, 0]).sign() * (present[:, 0] & present[:, FIRST])[..., None]
+
+
+def _shares(present: Tensor, gone: Tensor, told: Tensor) -> dict[str, float]:
+    asked, ways = told[..., 0] == 1, told[..., 1:]
     return {"colour_presence": present.double().mean(1)[asked].mean().item(), "way": (gone == ways)[ways != 0].double().mean().item()}

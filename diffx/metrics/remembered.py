@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from .features import Features, extract, rows
 
 __all__ = ["remembered"]
 
+log = logging.getLogger(__name__)
+
 
 def remembered(folder: str | Path) -> Callable[[Features, Tensor], Tensor]:
     """`extract` that keeps in ``folder`` what networks gave and reads it back.
 
     A file is named by the hash of the network, of how it is asked (``features.identity``, see `TorchScript`) and of the items' own
     values: other data, a changed file or another option never meet it, so nothing in the folder is ever out of date, and all of it may
-    be deleted. Features without an ``identity``, such as `Pixels`, are cheap and computed anew.
+    be deleted. Devices and versions of torch, whose answers differ by rounding, share what is kept. Features without an ``identity``,
+    such as `Pixels`, are cheap and computed anew.
 
     Args:
         folder: is made when the first features are kept; several projects and processes may share it.
@@ -38,7 +42,10 @@ def remembered(folder: str | Path) -> Callable[[Features, Tensor], Tensor]:
             return rows(torch.load(path, weights_only=True), len(x))
         found = extract(features, x)
         single = found.float()
-        write(path, lambda file: torch.save(single if torch.equal(single.double(), found) else found, file))
+        try:
+            write(path, lambda file: torch.save(single if torch.equal(single.double(), found) else found, file))
+        except OSError as error:  # a full disk costs the next evaluation some time, not this one its result
+            log.warning("features of real items are not kept: %s; name another folder with cache=", error)
         return found
 
     return features_of

@@ -103,6 +103,13 @@ def test_real_items_are_looked_at_once(tmp_path):
     assert torch.equal(kept(Pixels(), x), extract(Pixels(), x)) and len(list((tmp_path / "kept").iterdir())) == 4
 
 
+def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    x = torch.rand(3, 1, 4, 4)
+    assert torch.equal(remembered(tmp_path / "file")(Counting(), x), extract(Counting(), x))
+    assert "are not kept: " in caplog.text and "cache=" in caplog.text
+
+
 def test_what_is_kept_knows_the_file_and_how_it_is_asked(archive, tmp_path):
     nets = [
         TorchScript(archive),

@@ -48,3 +48,8 @@ def test_still_and_mirrored_clips_do_not(clips):
 def test_it_belongs_to_the_data(clips):
     names = {name for figure in own_figures(MovingShapes(), clips) for name in figure.names}
     assert {*NAMES, "unsteadiness"} <= names
+
+
+def test_clips_of_two_frames_are_too_short(clips):
+    figures, skipped = measure(Evidence(clips["x"][:, :, :2], clips["x"][:, :, :2]), [moving_figure(clips["text"])])
+    assert not figures and "over 3 frames, got clips of 2" in skipped["way"]
