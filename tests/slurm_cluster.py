@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+DAEMONS = "/usr/sbin"  # where Debian puts them; the path of a bare environment lacks it
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue", "sinfo", "munged")
 PACKAGES = ("slurm-wlm", "munge")
 
@@ -53,6 +54,8 @@ def missing() -> str | None:
     """Why no cluster can run here, None if one can; installs the packages where that is possible."""
     if os.geteuid() != 0:
         return "a cluster needs root"
+    if DAEMONS not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] += f"{os.pathsep}{DAEMONS}"
     if lacking := [name for name in PROGRAMS if shutil.which(name) is None]:
         if shutil.which("apt-get") is None:
             return f"{', '.join(lacking)} not found, and there is no apt-get to install {' and '.join(PACKAGES)}"
